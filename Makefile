@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The CPU build of torch is enough for everything here; on a machine with a GPU, install torch first.
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: bench clean demo lint test
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(STAMP)
+	$(BIN)/python recipes/train.py
+	$(BIN)/python recipes/convert.py
+	$(BIN)/python recipes/compare.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/zero_support.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(INSTALL) -e ".[dev]" triton
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

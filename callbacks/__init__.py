@@ -1,0 +1,1 @@
+"""Adapters that put the recorder into training frameworks."""

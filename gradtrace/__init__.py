@@ -1,0 +1,77 @@
+"""Records which weights the training data really supported, and runs what was supported, faster.
+
+The whole public surface is here and loads on first use: importing this package imports neither lightning nor
+triton, and torch only once something that needs it is named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gradtrace.errors import GradtraceError
+
+if TYPE_CHECKING:
+    from gradtrace.convert.planning import plan
+    from gradtrace.convert.routed_linear import RoutedLinear
+    from gradtrace.convert.saving import load, save
+    from gradtrace.convert.surgery import apply_mask_, convert_
+    from gradtrace.convert.verify import verify
+    from gradtrace.evidence.criterion import criteria
+    from gradtrace.evidence.mask import Mask
+    from gradtrace.evidence.score import Scores, score
+    from gradtrace.evidence.select import select
+    from gradtrace.ledger.reader import Ledger
+    from gradtrace.recorder.recorder import Recorder
+    from gradtrace.structure.plan import Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradtraceError",
+    "Ledger",
+    "Mask",
+    "Plan",
+    "Recorder",
+    "RoutedLinear",
+    "Scores",
+    "apply_mask_",
+    "convert_",
+    "criteria",
+    "load",
+    "plan",
+    "save",
+    "score",
+    "select",
+    "verify",
+]
+
+_HOME = {
+    "Ledger": "ledger.reader",
+    "Mask": "evidence.mask",
+    "Plan": "structure.plan",
+    "Recorder": "recorder.recorder",
+    "RoutedLinear": "convert.routed_linear",
+    "Scores": "evidence.score",
+    "apply_mask_": "convert.surgery",
+    "convert_": "convert.surgery",
+    "criteria": "evidence.criterion",
+    "load": "convert.saving",
+    "plan": "convert.planning",
+    "save": "convert.saving",
+    "score": "evidence.score",
+    "select": "evidence.select",
+    "verify": "convert.verify",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradtrace' has no attribute {name!r}")
+    value: object = getattr(import_module(f"gradtrace.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

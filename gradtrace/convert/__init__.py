@@ -1,0 +1,1 @@
+"""From a plan to a faster model: timing, module surgery, verification, saving."""

@@ -1,0 +1,1 @@
+"""Criteria, scores, masks and their comparison: what the ledger and the final weights say."""

@@ -1,0 +1,1 @@
+"""The ledger on disk: format, writer, reader. numpy and zarr only."""

@@ -1,0 +1,1 @@
+"""Live accumulators over the gradients of a model that trains."""

@@ -1,0 +1,1 @@
+"""One file a kernel: plain-torch reference, Triton, registration."""
