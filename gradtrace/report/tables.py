@@ -1,0 +1,141 @@
+"""The tables that the command line, the recipes and the page show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gradtrace.evidence.comparison import Agreement, Curves, NeverSupported
+from gradtrace.evidence.criterion import Criterion
+from gradtrace.ledger.reader import Ledger
+from gradtrace.report.table import Table
+from gradtrace.structure.plan import Plan
+
+__all__ = [
+    "agreement_table",
+    "criteria_table",
+    "ledger_table",
+    "never_supported_table",
+    "plan_table",
+    "quality_table",
+    "verdict_lines",
+]
+
+
+def criteria_table(criteria: Iterable[Criterion]) -> Table:
+    """Every criterion with its kind and its one line."""
+    rows = tuple((c.name, c.kind, c.description) for c in criteria)
+    return Table("Criteria", ("name", "kind", "what it asks"), rows, prose=("kind", "what it asks"))
+
+
+def ledger_table(ledger: Ledger) -> Table:
+    """One row a parameter: what was recorded and how much of it never saw an event."""
+    rows = []
+    for name, record in ledger.items():
+        events = record.events
+        never = int((events == 0).sum())
+        mean = float(events.mean()) / record.steps if record.steps else 0.0
+        rows.append(
+            (
+                name,
+                " x ".join(map(str, record.shape)),
+                f"{record.steps:,}",
+                f"{never:,}",
+                f"{never / events.size:.1%}",
+                f"{mean:.1%}",
+                f"{record.nonfinite + record.skipped + record.missing:,}",
+            )
+        )
+    columns = ("parameter", "shape", "steps", "never supported", "share", "mean events a step", "unusable steps")
+    note = "Never supported: no recorded step gave this weight a nonzero gradient."
+    return Table(f"{ledger.steps:,} steps in {len(ledger.entries)} entries", columns, tuple(rows), note)
+
+
+def quality_table(curves: Curves, *, title: str = "Quality by density") -> Table:
+    """Median over the runs, with lowest to highest where there is more than one run."""
+    rows = []
+    for name in curves.values:
+        cells = (
+            f"{middle:.3f}" if low == high else f"{middle:.3f} ({low:.3f}-{high:.3f})"
+            for low, middle, high in curves.spread(name)
+        )
+        rows.append((name, *cells))
+    runs = len(next(iter(curves.values.values())))
+    note = f"Median of {runs} runs (lowest-highest)." if runs > 1 else "One run: no spread is known."
+    return Table(title, ("criterion", *(f"{d:g}" for d in curves.densities)), tuple(rows), note)
+
+
+def verdict_lines(curves: Curves) -> tuple[str, ...]:
+    """Which criterion wins at which density, said plainly."""
+    lines = []
+    for v in curves.verdicts():
+        against = f"{v.runner_up} {v.runner_up_value:.3f}"
+        if v.clear:
+            what = f"{v.winner} wins with {v.value:.3f}, ahead of {against} in all {v.runs} runs."
+        elif v.value == v.runner_up_value:
+            what = f"{v.winner} and {v.runner_up} are level at {v.value:.3f}."
+        else:
+            what = (
+                f"no clear winner: {v.winner} {v.value:.3f} before {against}, ahead in {v.ahead} of {v.runs} "
+                f"{'run' if v.runs == 1 else 'runs'}."
+            )
+        lines.append(f"At density {v.density:g}: {what}")
+    return tuple(lines)
+
+
+def agreement_table(agreement: Agreement, *, title: str = "Agreement of the masks") -> Table:
+    """Jaccard index beside its chance level, for every pair."""
+    rows = tuple(
+        (
+            name,
+            *(f"{j:.2f} / {c:.2f}" for j, c in zip(agreement.jaccard[i], agreement.chance[i], strict=True)),
+        )
+        for i, name in enumerate(agreement.names)
+    )
+    note = "Kept by both / kept by either, beside what two random masks of the same sizes would reach."
+    return Table(title, ("", *agreement.names), rows, note)
+
+
+def never_supported_table(found: NeverSupported) -> Table:
+    """Who finds the dependencies without a single event."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    rows = tuple(
+        (d.criterion, f"{d.found:,}", f"{d.right:,}", percent(d.recall), percent(d.precision))
+        for d in found.detections
+    )
+    title = f"{found.never:,} of {found.dependencies:,} dependencies ({found.share:.1%}) were never supported"
+    note = f"Pointing at random would be right {found.share:.1%} of the time."
+    return Table(title, ("criterion", "calls", "right", "found (recall)", "right calls (precision)"), rows, note)
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row a layer: what it becomes, at which predicted and measured speed, and why."""
+    rows = []
+    for name, layer in plan.items():
+        rows.append(
+            (
+                name,
+                layer.choice,
+                f"{len(layer.sub_operators):,}" if layer.choice != "dense" else "-",
+                f"{layer.mask.mean():.1%}",
+                f"{layer.dense * 1e6:,.0f}",
+                f"{layer.predicted * 1e6:,.0f}",
+                f"{layer.dense / layer.predicted:.2f}x" if layer.predicted else "-",
+                "-" if layer.measured is None else f"{layer.measured:.2f}x",
+                layer.reason,
+            )
+        )
+    columns = (
+        "layer",
+        "becomes",
+        "sub-operators",
+        "kept",
+        "dense us",
+        "predicted us",
+        "predicted speed",
+        "measured speed",
+        "reason",
+    )
+    return Table("Plan", columns, tuple(rows), prose=("becomes", "reason"))
