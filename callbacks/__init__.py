@@ -1,1 +1,19 @@
 """Adapters that put the recorder into training frameworks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradtrace.callbacks.lightning import GradientLedger
+
+__all__ = ["GradientLedger"]
+
+
+def __getattr__(name: str) -> object:
+    # Each framework is imported when its adapter is asked for, so that none is needed for another's.
+    if name == "GradientLedger":
+        from gradtrace.callbacks.lightning import GradientLedger
+
+        return GradientLedger
+    raise AttributeError(f"module 'gradtrace.callbacks' has no attribute {name!r}")

@@ -1,0 +1,214 @@
+"""The Lightning callback: records a training run into a ledger."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from gradtrace.errors import GradtraceError, LedgerNotFoundError, MismatchError, UnsupportedError
+from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.writer import check_destination
+from gradtrace.recorder.parameters import Selection
+from gradtrace.recorder.recorder import Mode, Recorder, check_settings
+from gradtrace.recorder.summary import Summary
+from gradtrace.recorder.updates import refuse_optimizer
+
+__all__ = ["GradientLedger"]
+
+
+class GradientLedger(Callback):
+    """Streams per-parameter gradient events of a `fit` into a ledger at `path`.
+
+    `Trainer(callbacks=[GradientLedger("runs/mnist.ledger.zarr")])` is all that is needed. The share of dependencies
+    never supported goes to the progress bar and to every logger when an entry is committed, and a summary is
+    printed when training ends. Saving a checkpoint commits; resuming from it goes on at its step, and what was
+    recorded after it is void. A second `fit` of the same trainer goes on in the same ledger. `fast_dev_run` records
+    into a temporary folder. Under DDP the gradients are equal on all ranks and rank 0 records them.
+
+    Args:
+        path: where the ledger will be; nothing is created before the first optimizer step.
+        include: glob patterns over parameter names.
+        exclude: glob patterns; what they match is not recorded.
+        window_steps: steps in a window, the unit of batch means; 1 to 32767.
+        entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
+        threshold: an event is |g| > threshold.
+        mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
+
+    Raises:
+        LedgerExistsError: at `setup`, when the path exists and `mode` does not allow it.
+        UnsupportedError: for strategies, optimizers and parameters without a usable gradient, by name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        window_steps: int = 32,
+        entry_steps: int = 512,
+        threshold: float = 0.0,
+        mode: Mode = None,
+    ) -> None:
+        check_settings(window_steps, entry_steps, threshold, mode)
+        Selection.of(include, exclude)
+        self.path = os.fspath(path)
+        self._mode = mode
+        self._settings: dict[str, Any] = {
+            "include": include,
+            "exclude": exclude,
+            "window_steps": window_steps,
+            "entry_steps": entry_steps,
+            "threshold": threshold,
+        }
+        self._recorder: Recorder | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._written: str | None = None  # run id of the ledger that this callback itself has written
+        self._resume: dict[str, Any] | None = None
+        self._fitting = False
+        self._reported = 0
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the recording amounts to so far; None before the first `fit`."""
+        return None if self._recorder is None else self._recorder.summary()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fitting = stage == "fit"
+        if not self._fitting:
+            return
+        _refuse_strategy(trainer)
+        # A rerun must fail before it trains; whether a resumed checkpoint fits is known once its state is loaded.
+        free = bool(trainer.fast_dev_run) or trainer.ckpt_path is not None or self._written is not None
+        if not free and trainer.is_global_zero:
+            check_destination(self.path, self._mode)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # `test` and `validate` load callback state too, and must not void anything at a later `fit`.
+        self._resume = dict(state_dict) if self._fitting else None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            refuse_optimizer(optimizer)
+        if not trainer.is_global_zero:
+            return
+        self._reported = 0
+        if trainer.fast_dev_run:
+            self._scratch = tempfile.TemporaryDirectory(prefix="gradtrace-")
+            path = os.path.join(self._scratch.name, "dev.ledger.zarr")
+            self._recorder = Recorder(pl_module, path, **self._settings)
+            return
+        mode, resume_at = self._continuation()
+        self._recorder = Recorder(pl_module, self.path, mode=mode, resume_at=resume_at, **self._settings)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._recorder is not None:
+            plugin = trainer.precision_plugin
+            scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+            self._recorder.observe(optimizer, scaler=scaler)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._recorder is None:
+            return
+        summary = self._recorder.summary()
+        if summary.steps > self._reported:
+            self._reported = summary.steps
+            pl_module.log("never_supported", summary.never_supported, prog_bar=True, logger=False)
+            self._send(trainer, summary)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._recorder is None or self._scratch is not None:
+            return {}
+        steps = self._recorder.commit()
+        return {"steps": steps, "run_id": self._recorder.run_id}
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._recorder is None:
+            return
+        self._close()
+        summary = self._recorder.summary()
+        if summary.steps:
+            self._send(trainer, summary)
+            rank_zero_info(str(summary))
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        try:
+            self._close()
+        except GradtraceError as failure:
+            # What stopped the training is what the user must see; the ledger's own trouble goes beside it.
+            if failure is not exception:
+                exception.add_note(f"and the ledger could not be closed: {failure}")
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def _continuation(self) -> tuple[Mode, int | None]:
+        """How to open the ledger: as asked, or going on after a checkpoint or an earlier `fit`."""
+        state, self._resume = self._resume, None
+        if state is None or "steps" not in state or state["run_id"] is None:
+            return ("append", None) if self._written is not None else (self._mode, None)
+        try:
+            run_id = Ledger.open(self.path).run_id
+        except LedgerNotFoundError:
+            if self._mode == "overwrite":
+                return self._mode, None
+            raise LedgerNotFoundError(
+                f"resuming at step {state['steps']}",
+                expected=f"the ledger of run {state['run_id']} at {self.path!r}",
+                got="nothing there",
+                remedy="put the ledger back, or pass mode='overwrite' to begin a new one",
+            ) from None
+        if run_id != state["run_id"]:
+            raise MismatchError(
+                f"ledger {self.path!r}",
+                expected=f"run {state['run_id']}, which the checkpoint belongs to",
+                got=f"run {run_id}",
+                remedy="pass the path of that run's ledger",
+            )
+        return "append", int(state["steps"])
+
+    def _send(self, trainer: Trainer, summary: Summary) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(summary.metrics(), step=trainer.global_step)
+
+    def _close(self) -> None:
+        if self._recorder is None:
+            return
+        try:
+            self._recorder.close()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
+                self._scratch = None
+            elif self._recorder.run_id is not None:
+                self._written = self._recorder.run_id
+
+
+def _refuse_strategy(trainer: Trainer) -> None:
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UnsupportedError(
+            f"strategy {type(strategy).__name__}",
+            expected="single-device or DDP training, where p.grad is whole before the optimizer step",
+            remedy="use strategy='auto' on one device or strategy='ddp', or leave the callback out",
+        )

@@ -1,0 +1,128 @@
+"""One window on the device: flat accumulators, and their way to the host without stopping the training thread."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gradtrace.errors import StateError, UnsupportedError
+from gradtrace.kernels.accumulate import Totals
+
+__all__ = ["DeviceWindow", "HostWindow", "one_device"]
+
+
+@dataclass(frozen=True, eq=False)
+class HostWindow:
+    """A closed window on the host: `totals` flat over N dependencies, `flags` int32 (window steps, parameters).
+
+    `ready` is the CUDA event after which the copy is complete; None on the CPU.
+    """
+
+    totals: Totals
+    flags: torch.Tensor
+    ready: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        """Block the calling thread until the copy from the device is complete."""
+        if self.ready is not None:
+            self.ready.synchronize()
+
+
+def _buffers(size: int, steps: int, parameters: int, device: torch.device, pinned: bool) -> HostWindow:
+    def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+
+    totals = Totals(
+        grad_sum=zeros((size,), torch.float32),
+        grad_sumsq=zeros((size,), torch.float32),
+        events=zeros((size,), torch.int16),
+        votes=zeros((size,), torch.int16),
+    )
+    return HostWindow(totals, zeros((steps, parameters), torch.int32), None)
+
+
+class DeviceWindow:
+    """The open window: 12 bytes a dependency on the device (4 + 4 + 2 + 2), plus one int32 per step and parameter.
+
+    On the CPU two sets of buffers are swapped. On CUDA the one device set is copied to one of two pinned host sets
+    on a side stream; only the next accumulation waits for that copy, so it runs beside the next forward pass.
+
+    Args:
+        size: dependencies recorded, N.
+        steps: longest window, in steps; the 16-bit counts hold up to 32,767.
+        parameters: number of parameters, P.
+        device: where the gradients are.
+    """
+
+    def __init__(self, size: int, steps: int, parameters: int, device: torch.device) -> None:
+        self.device = device
+        self._on_cuda = device.type == "cuda"
+        host = torch.device("cpu")
+        self._free: queue.Queue[HostWindow] = queue.Queue()
+        for _ in range(2):
+            self._free.put(_buffers(size, steps, parameters, host, pinned=self._on_cuda))
+        self._open = _buffers(size, steps, parameters, device, pinned=False) if self._on_cuda else self._free.get()
+        self._stream = torch.cuda.Stream(device) if self._on_cuda else None
+        self._copied: torch.cuda.Event | None = None
+
+    def open(self) -> HostWindow:
+        """The device buffers to accumulate into; on CUDA, the current stream first waits for the last copy."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._copied)
+            self._copied = None
+        return self._open
+
+    def close(self) -> HostWindow:
+        """Hand over what was accumulated and start from zero; waits only while both host sets are still in use."""
+        if self._stream is None:
+            closed, self._open = self._open, self._free.get()
+            return closed
+        target = self._free.get()
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            for source, copy in zip(_tensors(self._open), _tensors(target), strict=True):
+                copy.copy_(source, non_blocking=True)
+                source.zero_()
+            ready = torch.cuda.Event()
+            ready.record(self._stream)
+        self._copied = ready
+        return HostWindow(target.totals, target.flags, ready)
+
+    def release(self, window: HostWindow) -> None:
+        """Give a host set back, from the writer's thread."""
+        if not self._on_cuda:
+            for tensor in _tensors(window):
+                tensor.zero_()
+        self._free.put(HostWindow(window.totals, window.flags, None))
+
+
+def one_device(parameters: Sequence[torch.Tensor]) -> torch.device:
+    """The one device all parameters are on.
+
+    Raises:
+        StateError: there are none.
+        UnsupportedError: they are spread over several devices.
+    """
+    devices = {parameter.device for parameter in parameters}
+    if not devices:
+        raise StateError(
+            "recorded parameters",
+            expected="at least one that trains",
+            got="all are frozen",
+            remedy="set requires_grad, or widen include=",
+        )
+    if len(devices) > 1:
+        raise UnsupportedError(
+            "recorded parameters",
+            expected="all on one device",
+            got=", ".join(sorted(map(str, devices))),
+            remedy="record each device's part with a Recorder of its own and include= patterns",
+        )
+    return devices.pop()
+
+
+def _tensors(window: HostWindow) -> list[torch.Tensor]:
+    return [*window.totals, window.flags]
