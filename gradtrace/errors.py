@@ -13,6 +13,7 @@ __all__ = [
     "MismatchError",
     "NotEquivalentError",
     "StateError",
+    "StorageError",
     "UnknownNameError",
     "UnreadableFileError",
     "UnsupportedError",
@@ -54,6 +55,10 @@ class UnsupportedError(GradtraceError, TypeError):
 
 class StateError(GradtraceError, RuntimeError):
     """A call at a moment when it cannot work, such as observing after close."""
+
+
+class StorageError(GradtraceError, OSError):
+    """The disk or the object store failed: full, read-only, not permitted, gone. `errno` is the system's."""
 
 
 class NotEquivalentError(GradtraceError, ArithmeticError):

@@ -1,0 +1,44 @@
+"""Commit objects on disk: listing and reading all of one run."""
+
+from __future__ import annotations
+
+from gradtrace.errors import CorruptLedgerError, InvalidValueError
+from gradtrace.ledger.encoding import reading
+from gradtrace.ledger.entry import Commit, Void, decode_commit, encode_commit
+from gradtrace.ledger.header import FORMAT
+from gradtrace.ledger.paths import COMMITS, commit_key, parse_span
+from gradtrace.ledger.storage import Storage
+
+__all__ = ["read_commits", "span_of", "write_commit"]
+
+
+def span_of(commit: Commit | Void) -> tuple[int, int, int]:
+    """Return (begin, end, generation)."""
+    span = commit.entry if isinstance(commit, Commit) else commit
+    return span.begin, span.end, span.generation
+
+
+def write_commit(storage: Storage, run: str, commit: Commit | Void) -> None:
+    """Put the commit object: from here on the entry or void exists."""
+    storage.put(commit_key(*span_of(commit)), encode_commit(commit, run=run, version=FORMAT))
+
+
+def read_commits(storage: Storage, run: str) -> tuple[Commit | Void, ...]:
+    """Return every commit of this run, live or not; raises CorruptLedgerError for one that is damaged."""
+    commits = []
+    for name in storage.names(COMMITS):
+        span = parse_span(name.removesuffix(".json")) if name.endswith(".json") else None
+        if span is None:
+            continue
+        key = commit_key(*span)
+        raw = storage.get(key)
+        if raw is None:
+            raise CorruptLedgerError(f"{storage.path / key} cannot be read as a file")
+        with reading(f"commit {storage.path / key}"):
+            writer, commit = decode_commit(raw)
+            if span_of(commit) != span:
+                raise InvalidValueError("steps", expected="those of its name", got=str(span_of(commit)))
+        # A commit of a run that this one replaced: left behind when the overwriting was cut short.
+        if writer == run:
+            commits.append(commit)
+    return tuple(commits)

@@ -1,0 +1,123 @@
+"""Beginning a ledger where nothing is or in the place of one of ours, never of anything else."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from gradtrace.errors import GradtraceError, LedgerExistsError, LedgerNotFoundError
+from gradtrace.ledger.header import GROUP, ROOT, Header, read_header
+from gradtrace.ledger.lock import LOCK, acquire
+from gradtrace.ledger.paths import COMMITS, ENTRIES, LAYOUTS
+from gradtrace.ledger.storage import PARTIAL, Storage, surfacing
+
+__all__ = ["check_destination", "create_ledger"]
+
+# Commits first: without them the rest means nothing.
+_PARTS = (COMMITS, ENTRIES, LAYOUTS)
+
+
+def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileLock:
+    """Write the root of a new ledger and return its held lock.
+
+    Raises:
+        LedgerExistsError: something is there that may not be replaced.
+        LedgerBusyError: another process is writing there.
+        StorageError: the disk failed; what was not there before is not there now.
+    """
+    _is_empty(storage, overwrite=overwrite)
+    made: list[Path] = storage.make()
+    lock: FileLock | None = None
+    fresh = False
+    try:
+        lock = acquire(storage)
+        # Looked at again under the lock: another process may have come first.
+        fresh = _is_empty(storage, overwrite=overwrite)
+        # The new run's id in the root makes all commits of the old run invisible, in one atomic step.
+        storage.put(ROOT, header.to_bytes())
+        for part in _PARTS:
+            storage.delete_prefix(part)
+            storage.put(f"{part}/{ROOT}", GROUP)
+    except BaseException:
+        if fresh:
+            _remove(storage)
+        if lock is not None:
+            lock.release()
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    return lock
+
+
+def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
+    """Say before training whether a ledger can be begun or gone on with at `path`; touches nothing.
+
+    Args:
+        path: where the ledger is to be.
+        mode: None for a new one, "append" to go on with one if it is there, "overwrite" to replace one.
+
+    Raises:
+        LedgerExistsError: what is there may not be replaced or appended to.
+        UnsupportedFormatError, CorruptLedgerError: the ledger to go on with cannot be read.
+    """
+    storage = Storage(path)
+    if mode != "append":
+        _is_empty(storage, overwrite=mode == "overwrite")
+    elif not _holds_nothing(storage):
+        try:
+            read_header(storage)
+        except LedgerNotFoundError as error:
+            raise _foreign(storage, error) from error
+
+
+def _holds_nothing(storage: Storage) -> bool:
+    path = storage.path
+    with surfacing(f"looking at {path}"):
+        if not os.path.lexists(path):
+            return True
+        # A creation that was killed leaves its lock and perhaps half a root.
+        return path.is_dir() and all(name == LOCK or _is_half_root(name) for name in os.listdir(path))
+
+
+def _is_empty(storage: Storage, *, overwrite: bool) -> bool:
+    """Whether nothing is there; False where a ledger of ours may be replaced; LedgerExistsError otherwise."""
+    if _holds_nothing(storage):
+        return True
+    try:
+        header = read_header(storage)
+    except GradtraceError as error:
+        raise _foreign(storage, error) from error
+    if not overwrite:
+        raise LedgerExistsError(
+            f"{storage.path} already holds the ledger of run {header.run_id}",
+            remedy='pass mode="append" to go on with it or mode="overwrite" to replace it',
+        )
+    if storage.path.is_symlink():
+        raise LedgerExistsError(
+            f"{storage.path} is a symbolic link, which is never replaced", remedy="name what it points to"
+        )
+    return False
+
+
+def _foreign(storage: Storage, error: GradtraceError) -> LedgerExistsError:
+    return LedgerExistsError(
+        f"{storage.path} exists and is no readable ledger, so it is left alone",
+        expected="a new path, an empty directory or a ledger",
+        got=error.message,
+        remedy="choose another path",
+    )
+
+
+def _is_half_root(name: str) -> bool:
+    return name.startswith(f"{ROOT}.") and name.endswith(PARTIAL)
+
+
+def _remove(storage: Storage) -> None:
+    # The lock's file goes while it is still held: filelock notices a lock on a file without a name.
+    for part in (ROOT, *_PARTS, LOCK):
+        with suppress(GradtraceError):
+            storage.delete_prefix(part)

@@ -1,0 +1,10 @@
+"""The words of ledger format 1.0 in one place; docs/ledger-format.md says what they mean on disk."""
+
+from __future__ import annotations
+
+from gradtrace.ledger.entry import Entry
+from gradtrace.ledger.header import ACCUMULATORS, FORMAT
+from gradtrace.ledger.layout import Layout, Piece
+from gradtrace.ledger.parameter import ParameterInfo
+
+__all__ = ["ACCUMULATORS", "FORMAT", "Entry", "Layout", "ParameterInfo", "Piece"]

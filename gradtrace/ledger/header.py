@@ -1,0 +1,132 @@
+"""The root of a ledger: format number, run, accumulators and settings."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from gradtrace import __version__
+from gradtrace.errors import (
+    CorruptLedgerError,
+    InvalidValueError,
+    LedgerNotFoundError,
+    UnsupportedFormatError,
+)
+from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, encode, field, reading
+from gradtrace.ledger.paths import COMMITS
+from gradtrace.ledger.storage import Storage
+
+__all__ = ["ACCUMULATORS", "FORMAT", "GROUP", "ROOT", "Header", "read_header"]
+
+FORMAT = "1.0"
+ROOT = "zarr.json"
+ACCUMULATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "grad_sum": "float32",
+        "grad_sumsq": "float32",
+        "window_sumsq": "float32",
+        "events": "uint32",
+        "votes": "int32",
+        "window_votes": "int32",
+    }
+)
+GROUP = encode({"zarr_format": 3, "node_type": "group", "attributes": {}})
+_KEY = "gradtrace"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the root group's attribute "gradtrace" says.
+
+    Attributes:
+        run_id: names the run; commits of another run do not count.
+        created: ISO 8601 time in UTC.
+        library: version of the library that wrote it.
+        accumulators: name to dtype, those that this library knows.
+        settings: what the recorder was told.
+    """
+
+    run_id: str
+    created: str
+    library: str
+    accumulators: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def new(cls, settings: Mapping[str, object]) -> Header:
+        """Return the header of a new run; raises InvalidValueError for settings that are not JSON."""
+        if not isinstance(settings, Mapping):
+            raise InvalidValueError("settings", expected="a mapping", got=type(settings).__name__)
+        plain: Mapping[str, Any] = decode(encode(settings))
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(uuid.uuid4().hex, created, __version__, ACCUMULATORS, MappingProxyType(plain))
+
+    def to_bytes(self) -> bytes:
+        """Return the root's zarr.json."""
+        body: dict[str, JSON] = {
+            "format": FORMAT,
+            "library": self.library,
+            "run": {"id": self.run_id, "created": self.created},
+            "accumulators": dict(self.accumulators),
+            "settings": dict(self.settings),
+        }
+        sealed = body | {"digest": checksum(encode(body))}
+        return encode({"zarr_format": 3, "node_type": "group", "attributes": {_KEY: sealed}})
+
+
+def read_header(storage: Storage) -> Header:
+    """Return the ledger's header.
+
+    Raises:
+        LedgerNotFoundError: nothing, or nothing of ours, lies there.
+        UnsupportedFormatError: a format of another major number.
+        CorruptLedgerError: the header is lost or altered.
+    """
+    raw = storage.get(ROOT)
+    if raw is None:
+        if storage.names(COMMITS):
+            raise CorruptLedgerError(f"{storage.path}: {ROOT} is missing")
+        found = "something else" if storage.path.exists() else "nothing"
+        raise LedgerNotFoundError("no ledger", expected=f"one at {storage.path}", got=found)
+    with reading(f"{storage.path / ROOT}"):
+        data = decode(raw)
+        attributes = data.get("attributes") if isinstance(data, dict) else None
+        if not isinstance(attributes, dict) or _KEY not in attributes:
+            raise LedgerNotFoundError(
+                "no ledger", expected=f"one at {storage.path}", got=f"a {ROOT} without {_KEY!r}"
+            )
+        return _parse(field(attributes, _KEY, dict), storage)
+
+
+def _parse(body: dict[str, Any], storage: Storage) -> Header:
+    version = field(body, "format", str)
+    major, _, minor = version.partition(".")
+    if major != FORMAT.partition(".")[0] or not minor.isdecimal():
+        raise UnsupportedFormatError(
+            f"format of {storage.path}",
+            expected=f"{FORMAT.partition('.')[0]}.x",
+            got=repr(version)[:40],
+            remedy="read it with the gradtrace version that wrote it, or a newer one",
+        )
+    expected = checksum(encode({name: value for name, value in body.items() if name != "digest"}))
+    if digest_field(body, "digest") != expected:
+        raise InvalidValueError("checksum", expected=expected, got=body["digest"])
+    known = {}
+    for name, dtype in field(body, "accumulators", dict).items():
+        # Accumulators of later minor versions are not ours to judge.
+        if name in ACCUMULATORS and dtype != ACCUMULATORS[name]:
+            raise InvalidValueError(f"dtype of {name}", expected=ACCUMULATORS[name], got=repr(dtype)[:40])
+        if name in ACCUMULATORS:
+            known[name] = ACCUMULATORS[name]
+    run = field(body, "run", dict)
+    return Header(
+        field(run, "id", str),
+        field(run, "created", str),
+        field(body, "library", str),
+        MappingProxyType(known),
+        MappingProxyType(field(body, "settings", dict)),
+    )

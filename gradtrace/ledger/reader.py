@@ -1,0 +1,162 @@
+"""A ledger as a mapping from parameter name to what was recorded of it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, UnknownNameError
+from gradtrace.ledger.commit_store import read_commits
+from gradtrace.ledger.details import Update, check_details
+from gradtrace.ledger.encoding import reading
+from gradtrace.ledger.entry import Commit, Entry, live_commits
+from gradtrace.ledger.header import Header, read_header
+from gradtrace.ledger.layout_store import StoredLayout, read_layout
+from gradtrace.ledger.parameter import ParameterInfo
+from gradtrace.ledger.paths import rank_name
+from gradtrace.ledger.record import ParameterRecord
+from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.sums import Sums
+
+__all__ = ["Ledger", "ParameterRecord", "Update"]
+
+
+class Ledger(Mapping[str, ParameterRecord]):
+    """The committed entries of a ledger, as they were when it was opened; opened by `Ledger.open`.
+
+    Iterates over canonical names in the order of first recording; `[]` and `in` also know the aliases of tied
+    weights. Takes no lock: a writer may go on meanwhile.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        header: Header,
+        commits: tuple[Commit, ...],
+        layouts: Mapping[int, StoredLayout],
+    ) -> None:
+        self._path, self._header = storage.path, header
+        self._entries = tuple(commit.entry for commit in commits)
+        sums = Sums(storage, commits, layouts)
+        infos: dict[str, ParameterInfo] = {}
+        places: dict[str, dict[int, int]] = {}
+        self._aliases: dict[str, str] = {}
+        for number, stored in layouts.items():
+            for index, info in enumerate(stored.layout.parameters):
+                known = infos.get(info.name, info)
+                if known.shape != info.shape:
+                    raise CorruptLedgerError(
+                        f"{storage.path}: parameter {info.name!r} changes shape in layout {number}",
+                        expected=str(known.shape),
+                        got=str(info.shape),
+                    )
+                infos[info.name] = info
+                places.setdefault(info.name, {})[number] = index
+                self._aliases |= dict.fromkeys(info.aliases, info.name)
+        self._records = {
+            name: ParameterRecord(
+                info, sums=sums, accumulators=header.accumulators, entries=self._entries, places=places[name]
+            )
+            for name, info in infos.items()
+        }
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Open the ledger at `path` for reading.
+
+        Raises:
+            LedgerNotFoundError: there is none.
+            UnsupportedFormatError: it is of a format that this library cannot read.
+            EmptyLedgerError: it holds no committed entry.
+            CorruptLedgerError: its header, a commit or a layout is lost or altered.
+            StorageError: the disk refuses to read it.
+        """
+        storage = Storage(path)
+        header = read_header(storage)
+        commits = live_commits(read_commits(storage, header.run_id))
+        if not commits:
+            raise EmptyLedgerError(f"the ledger {storage.path} holds no committed entry")
+        layouts: dict[int, StoredLayout] = {}
+        for commit in commits:
+            number = commit.entry.layout
+            if number not in layouts:
+                layouts[number] = read_layout(storage, number, commit.layout_digest)
+            _check_commit(storage, header, commit, layouts[number])
+        return cls(storage, header, commits, layouts)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._path
+
+    @property
+    def steps(self) -> int:
+        """Committed steps."""
+        return self._entries[-1].end
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The live entries, in order of steps."""
+        return self._entries
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the recorder was told."""
+        return self._header.settings
+
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
+        return self._header.run_id
+
+    @property
+    def accumulators(self) -> Mapping[str, str]:
+        """The recorded accumulators, name to dtype on disk."""
+        return self._header.accumulators
+
+    def __getitem__(self, name: str) -> ParameterRecord:
+        canonical = name if name in self._records else self._aliases.get(name)
+        if canonical is None:
+            near = difflib.get_close_matches(str(name), [*self._records, *self._aliases], n=1, cutoff=0.0)
+            raise UnknownNameError(
+                "parameter",
+                expected="a name in the ledger",
+                got=repr(name),
+                remedy=f"the nearest is {near[0]!r}",
+            )
+        return self._records[canonical]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records or name in self._aliases
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        elements = sum(record.info.size for record in self._records.values())
+        return (
+            f"<Ledger {str(self._path)!r}: {self.steps} steps in {len(self._entries)} entries, "
+            f"{len(self)} parameters with {elements:,} elements>"
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _check_commit(storage: Storage, header: Header, commit: Commit, stored: StoredLayout) -> None:
+    entry = commit.entry
+    where = f"commit of entry {entry.begin}-{entry.end} (generation {entry.generation}) in {storage.path}"
+    if commit.layout_digest != stored.digest:
+        raise CorruptLedgerError(f"{where} knows another layout {entry.layout}")
+    with reading(where):
+        check_details(entry.details, len(stored.layout.parameters))
+    for rank in range(len(stored.layout.ranks)):
+        for accumulator in header.accumulators:
+            name = f"{rank_name(rank)}/{accumulator}"
+            if name not in commit.arrays:
+                raise CorruptLedgerError(f"{where} names no array {name}")

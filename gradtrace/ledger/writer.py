@@ -1,0 +1,307 @@
+"""The one writer of a ledger: layouts, entries and voids, each durable as a whole before it exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from filelock import FileLock
+
+from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, StateError
+from gradtrace.ledger.array_writer import write_array
+from gradtrace.ledger.commit_store import read_commits, write_commit
+from gradtrace.ledger.creation import check_destination, create_ledger
+from gradtrace.ledger.details import check_details
+from gradtrace.ledger.encoding import decode, encode
+from gradtrace.ledger.entry import ArrayDigest, Commit, Entry, Void, live_commits
+from gradtrace.ledger.header import Header, read_header
+from gradtrace.ledger.layout import Layout
+from gradtrace.ledger.layout_store import StoredLayout, read_layout, write_layout
+from gradtrace.ledger.lock import acquire
+from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT, entry_prefix, rank_name
+from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.sweep import sweep
+
+__all__ = ["LedgerWriter", "check_destination"]
+
+
+class LedgerWriter:
+    """Writes a ledger; made by `create` or `reopen`, ended by `close` (or as a context manager).
+
+    What a failing call leaves behind is invisible to readers and removed by the next call or the next writer.
+    Not safe: calls from several threads at once.
+    """
+
+    def __init__(self, storage: Storage, lock: FileLock, header: Header) -> None:
+        self._storage, self._lock, self._header = storage, lock, header
+        self._stored: dict[int, StoredLayout] = {}
+        self._commits: list[Commit | Void] = []
+        self._live: list[Commit] = []
+        self._doubtful = False
+        self._settle()
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], *, settings: Mapping[str, object], overwrite: bool = False
+    ) -> LedgerWriter:
+        """Begin a new run's ledger at `path` and return its writer; parent folders are made.
+
+        Raises:
+            LedgerExistsError: a ledger is there and `overwrite` is not set, or anything else but an empty
+                directory is there.
+            LedgerBusyError: another process is writing it.
+            InvalidValueError: `settings` are not JSON.
+            StorageError: the disk failed; nothing is left behind.
+        """
+        storage = Storage(path)
+        header = Header.new(settings)
+        return cls(storage, create_ledger(storage, header, overwrite=overwrite), header)
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> LedgerWriter:
+        """Go on with the ledger at `path`: take the lock and remove what was never committed.
+
+        Raises:
+            LedgerNotFoundError, UnsupportedFormatError, CorruptLedgerError: see `Ledger.open`.
+            LedgerBusyError: another process is writing it.
+        """
+        storage = Storage(path)
+        read_header(storage)
+        lock = acquire(storage)
+        try:
+            # Read again under the lock: the run may have been replaced in between.
+            return cls(storage, lock, read_header(storage))
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """Where the ledger lies."""
+        return self._storage.path
+
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
+        return self._header.run_id
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What `create` was given."""
+        return self._header.settings
+
+    @property
+    def end(self) -> int:
+        """Committed steps: where the next entry begins."""
+        return self._live[-1].entry.end if self._live else 0
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The live entries, in order of steps."""
+        return tuple(commit.entry for commit in self._live)
+
+    @property
+    def layouts(self) -> Mapping[int, Layout]:
+        """Every layout that `commit_entry` may name, by number."""
+        return MappingProxyType({number: stored.layout for number, stored in sorted(self._stored.items())})
+
+    def add_layout(self, layout: Layout, opening: Sequence[np.ndarray[Any, Any]]) -> int:
+        """Write a layout and, per rank, the flat float32 weights at its beginning; return its number.
+
+        Raises:
+            InvalidValueError: `opening` does not fit `layout`.
+            MismatchError: a parameter has another shape than in an earlier layout of this ledger.
+            StorageError: the disk failed; the layout does not exist.
+        """
+        self._ready()
+        if len(opening) != len(layout.ranks):
+            raise InvalidValueError("opening", expected=f"{len(layout.ranks)} arrays", got=str(len(opening)))
+        for rank, weights in enumerate(opening):
+            _check_flat(f"opening of rank {rank}", weights, "float32", layout.size(rank))
+        shapes = {
+            info.name: info.shape for stored in self._stored.values() for info in stored.layout.parameters
+        }
+        for info in layout.parameters:
+            if shapes.get(info.name, info.shape) != info.shape:
+                raise MismatchError(
+                    f"shape of {info.name!r}", expected=f"{shapes[info.name]} as before", got=str(info.shape)
+                )
+        number = max(self._stored, default=-1) + 1
+        if number > LARGEST_LAYOUT:
+            raise StateError("too many layouts", expected=f"at most {LARGEST_LAYOUT + 1}")
+        with self._undoing():
+            self._stored[number] = write_layout(self._storage, number, layout, opening)
+        return number
+
+    def commit_entry(
+        self,
+        begin: int,
+        end: int,
+        *,
+        layout: int,
+        windows: int,
+        arrays: Mapping[str, np.ndarray[Any, Any]],
+        details: Mapping[str, object],
+    ) -> Entry:
+        """Write the entry of the steps [begin, end) and return once it is durable.
+
+        Args:
+            begin: first step; must equal `self.end`.
+            end: one past the last step.
+            layout: number that `add_layout` returned; a layout of one rank.
+            windows: windows summed into the arrays.
+            arrays: one flat array for every accumulator of the ledger, of its dtype and the layout's size.
+            details: JSON, per parameter in the layout's order; see docs/ledger-format.md.
+
+        Raises:
+            InvalidValueError: an argument does not fit; nothing was written.
+            StorageError: the disk failed. The entry does not exist, unless `end` says so.
+        """
+        return self._commit(begin, end, layout, windows, (arrays,), details)
+
+    def _commit(
+        self,
+        begin: int,
+        end: int,
+        layout: int,
+        windows: int,
+        ranks: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+        details: Mapping[str, object],
+    ) -> Entry:
+        self._ready()
+        if begin != self.end:
+            raise InvalidValueError(
+                "begin", expected=f"{self.end}, where the last entry ends", got=repr(begin)
+            )
+        stored = self._stored.get(layout)
+        if stored is None:
+            raise InvalidValueError(
+                "layout",
+                expected=f"one of {sorted(self._stored)}",
+                got=repr(layout),
+                remedy="call add_layout first",
+            )
+        generation = max((one.generation for one in self._commits if isinstance(one, Void)), default=0)
+        plain = decode(encode(details))
+        entry = Entry(begin, end, generation, layout, windows, plain)
+        check_details(plain, len(stored.layout.parameters))
+        self._check_arrays(stored.layout, ranks)
+        prefix = entry_prefix(begin, end, generation)
+        with self._undoing():
+            digests: dict[str, ArrayDigest] = {}
+            for rank, arrays in enumerate(ranks):
+                for name in self._header.accumulators:
+                    key = f"{rank_name(rank)}/{name}"
+                    digests[key] = write_array(self._storage, prefix, key, arrays[name])
+            self._storage.sync(prefix)
+            commit = Commit(entry, stored.digest, digests)
+            write_commit(self._storage, self.run_id, commit)
+        self._commits.append(commit)
+        self._live.append(commit)
+        return entry
+
+    def void(self, begin: int) -> None:
+        """Make every step from `begin` on not have happened; nothing where `begin` is the end.
+
+        Raises:
+            InvalidValueError: no entry ends at `begin`; the message names the nearest step where one does.
+            StorageError: the disk failed; nothing is void, unless `end` says so.
+        """
+        self._ready()
+        boundaries = [0, *(commit.entry.end for commit in self._live)]
+        if isinstance(begin, bool) or begin not in boundaries:
+            number = begin if isinstance(begin, int) else self.end
+            nearest = min(boundaries, key=lambda step: (abs(step - number), step))
+            raise InvalidValueError(
+                "step to go back to",
+                expected="a step where an entry ends",
+                got=repr(begin),
+                remedy=f"the nearest one is {nearest}",
+            )
+        if begin == self.end:
+            return
+        generation = 1 + max(commit.generation for commit in self._commits)
+        if generation > LARGEST_GENERATION:
+            raise StateError("too many voids in one ledger", expected=f"at most {LARGEST_GENERATION}")
+        void = Void(begin, self.end, generation)
+        with self._undoing():
+            write_commit(self._storage, self.run_id, void)
+        self._commits.append(void)
+        self._live = list(live_commits(self._commits))
+
+    def close(self) -> None:
+        """Release the ledger for the next writer. Closing twice is nothing."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "open" if self._lock.is_locked else "closed"
+        return f"<LedgerWriter {str(self.path)!r}: {self.end} steps in {len(self._live)} entries, {state}>"
+
+    def _ready(self) -> None:
+        if not self._lock.is_locked:
+            raise StateError("the ledger is closed", remedy="LedgerWriter.reopen(path) goes on with it")
+        if self._doubtful:
+            self._settle()
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        # After a failure the disk says what exists: a commit may have landed although its put failed.
+        try:
+            yield
+        except BaseException as failure:
+            self._doubtful = True
+            if isinstance(failure, Exception):
+                try:
+                    self._settle()
+                except GradtraceError:
+                    failure.add_note(
+                        "what was not committed could not be removed; the next writer will do it"
+                    )
+            raise
+
+    def _settle(self) -> None:
+        commits = read_commits(self._storage, self.run_id)
+        live = live_commits(commits)
+        for commit in commits:
+            if isinstance(commit, Commit) and commit.entry.layout not in self._stored:
+                number = commit.entry.layout
+                self._stored[number] = read_layout(self._storage, number, commit.layout_digest)
+        sweep(self._storage, commits, self._stored)
+        self._commits, self._live, self._doubtful = list(commits), list(live), False
+
+    def _check_arrays(self, layout: Layout, ranks: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> None:
+        if len(ranks) != len(layout.ranks):
+            raise InvalidValueError(
+                "layout", expected=f"one of {len(ranks)} ranks", got=str(len(layout.ranks))
+            )
+        accumulators = self._header.accumulators
+        for rank, arrays in enumerate(ranks):
+            if set(arrays) != set(accumulators):
+                raise InvalidValueError(
+                    "arrays",
+                    expected=", ".join(sorted(accumulators)),
+                    got=", ".join(sorted(map(str, arrays))),
+                )
+            for name, dtype in accumulators.items():
+                _check_flat(name, arrays[name], dtype, layout.size(rank))
+
+
+def _check_flat(what: str, array: object, dtype: str, size: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype.name != dtype or array.shape != (size,):
+        got = f"{array.dtype.name} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise InvalidValueError(what, expected=f"a numpy array {dtype} ({size},)", got=got)
+    if not array.flags.c_contiguous:
+        raise InvalidValueError(what, expected="a C-contiguous array", got=f"strides {array.strides}")
