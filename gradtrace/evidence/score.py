@@ -1,0 +1,125 @@
+"""`score`: one number per dependency, larger = better supported, by a named criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrace import __version__
+from gradtrace.errors import InvalidValueError, UnknownNameError
+from gradtrace.evidence.criterion import DEFAULT, criterion
+from gradtrace.evidence.definition import Criterion
+from gradtrace.evidence.matching import study_of
+from gradtrace.evidence.named_arrays import NamedArrays
+from gradtrace.evidence.weights import read_weights
+
+if TYPE_CHECKING:
+    from gradtrace.ledger.reader import Ledger
+
+__all__ = ["DEFAULT", "Scores", "score"]
+
+
+class Scores(NamedArrays[np.float64]):
+    """Parameter name -> float64 scores of the parameter's shape, with where they come from. Read-only.
+
+    `pvalues` has the same names and shapes, or is None for a criterion that is no test. `provenance` is JSON:
+    criterion, kind, options, run_id and steps of the ledger (None without one), library_version.
+    """
+
+    def __init__(
+        self,
+        scores: Mapping[str, NDArray[np.float64]],
+        pvalues: Mapping[str, NDArray[np.float64]] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(scores)
+        self.pvalues = None if pvalues is None else NamedArrays(pvalues)
+        self.provenance: dict[str, Any] = dict(provenance or {})
+
+
+def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: Any) -> Scores:
+    """Score every parameter of at least two dimensions; see `criteria()` for the names and their options.
+
+    `ledger` may be None for criteria of kind "statistic" and "control"; where one is given, exactly its
+    parameters are scored, whatever the criterion, so that criteria can be compared. `weights` is an nn.Module
+    or a mapping from name to tensor or array; all scores are computed now, so later changes to the model do
+    not reach them.
+
+    Raises UnknownNameError for a criterion or option that does not exist, InvalidValueError for a missing
+    ledger, for weights that are not finite and for options out of range, MismatchError for a ledger of
+    another model, and UnsupportedError for tensors without readable values or a weight decay that cannot be
+    replayed.
+    """
+    chosen = criterion(by)
+    _check_ledger(ledger, chosen)
+    study = study_of(ledger, read_weights(weights))
+    judge = chosen.judge(study, options)
+    scores, pvalues = {}, {}
+    for name in study.weights:
+        finding = judge(name)
+        if not np.isfinite(finding.score).all():
+            raise InvalidValueError(
+                f"scores of {name!r} by {by!r}",
+                expected="finite numbers",
+                got="NaN or infinity, from sums or a decay that overflowed",
+                remedy="use another criterion",
+            )
+        scores[name] = finding.score
+        if finding.pvalue is not None:
+            pvalues[name] = finding.pvalue
+    provenance = {
+        "criterion": chosen.name,
+        "kind": chosen.kind,
+        "options": {name: _described(value) for name, value in {**chosen.options, **options}.items()},
+        "run_id": None if ledger is None else ledger.run_id,
+        "steps": None if ledger is None else ledger.steps,
+        "library_version": __version__,
+    }
+    return Scores(scores, pvalues if chosen.has_pvalues else None, provenance)
+
+
+def _check_ledger(ledger: Ledger | None, chosen: Criterion) -> None:
+    if ledger is None:
+        if chosen.kind == "ledger":
+            raise InvalidValueError(
+                "ledger",
+                expected=f"a ledger for criterion {chosen.name!r}",
+                got="None",
+                remedy="open one with gradtrace.Ledger.open(path), or use e.g. by='magnitude'",
+            )
+        return
+    if not isinstance(ledger, Mapping) or not hasattr(ledger, "run_id"):
+        raise InvalidValueError(
+            "ledger",
+            expected="a Ledger or None",
+            got=type(ledger).__name__,
+            remedy="open one with gradtrace.Ledger.open(path)",
+        )
+    for need in chosen.needs:
+        if need not in ledger.accumulators:
+            raise UnknownNameError(
+                f"criterion {chosen.name!r} needs the accumulator {need!r}",
+                expected="it in the ledger",
+                got=", ".join(ledger.accumulators),
+                remedy="use a criterion that does without it, or record it in the next run",
+            )
+
+
+def _described(value: Any) -> Any:
+    """An option as JSON: what is none by itself (a distribution, a function) by its name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _described(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_described(one) for one in value]
+    family = getattr(value, "dist", None)
+    if family is not None:
+        given = [*value.args, *(f"{key}={one}" for key, one in value.kwds.items())]
+        return f"{family.name}({', '.join(str(one) for one in given)})"
+    return str(getattr(value, "__qualname__", type(value).__name__))
