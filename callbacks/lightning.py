@@ -10,13 +10,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from gradtrace.errors import GradtraceError, LedgerNotFoundError, MismatchError, UnsupportedError
+from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.writer import check_destination
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Mode, Recorder, check_settings
 from gradtrace.recorder.summary import Summary
@@ -28,11 +28,12 @@ __all__ = ["GradientLedger"]
 class GradientLedger(Callback):
     """Streams per-parameter gradient events of a `fit` into a ledger at `path`.
 
-    `Trainer(callbacks=[GradientLedger("runs/mnist.ledger.zarr")])` is all that is needed. The share of dependencies
-    never supported goes to the progress bar and to every logger when an entry is committed, and a summary is
-    printed when training ends. Saving a checkpoint commits; resuming from it goes on at its step, and what was
-    recorded after it is void. A second `fit` of the same trainer goes on in the same ledger. `fast_dev_run` records
-    into a temporary folder. Under DDP the gradients are equal on all ranks and rank 0 records them.
+    `Trainer(callbacks=[GradientLedger("runs/mnist.ledger.zarr")])` is all that is needed. The share of
+    dependencies never supported goes to the progress bar and to every logger when an entry is committed,
+    and a summary is printed when training ends. Saving a checkpoint commits; resuming from it goes on at its
+    step, and what was recorded after it is void. A second `fit` of the same trainer goes on in the same
+    ledger. `fast_dev_run` records into a temporary folder. Under DDP the gradients are equal on all ranks and
+    rank 0 records them.
 
     Args:
         path: where the ledger will be; nothing is created before the first optimizer step.
@@ -44,7 +45,7 @@ class GradientLedger(Callback):
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
 
     Raises:
-        LedgerExistsError: at `setup`, when the path exists and `mode` does not allow it.
+        LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
         UnsupportedError: for strategies, optimizers and parameters without a usable gradient, by name.
     """
 
@@ -88,9 +89,15 @@ class GradientLedger(Callback):
         if not self._fitting:
             return
         _refuse_strategy(trainer)
-        # A rerun must fail before it trains; whether a resumed checkpoint fits is known once its state is loaded.
-        free = bool(trainer.fast_dev_run) or trainer.ckpt_path is not None or self._written is not None
-        if not free and trainer.is_global_zero:
+        if trainer.is_global_zero and not _dry(trainer):
+            # Only what is foreign can be refused yet: an explicit ckpt_path is not known here, and with it a
+            # ledger of ours may be the one to go on with.
+            check_destination(self.path, "append")
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resumes = self._resume is not None or self._written is not None
+        if trainer.is_global_zero and not _dry(trainer) and not resumes:
             check_destination(self.path, self._mode)
 
     @override
@@ -105,7 +112,7 @@ class GradientLedger(Callback):
         if not trainer.is_global_zero:
             return
         self._reported = 0
-        if trainer.fast_dev_run:
+        if _dry(trainer):
             self._scratch = tempfile.TemporaryDirectory(prefix="gradtrace-")
             path = os.path.join(self._scratch.name, "dev.ledger.zarr")
             self._recorder = Recorder(pl_module, path, **self._settings)
@@ -114,7 +121,9 @@ class GradientLedger(Callback):
         self._recorder = Recorder(pl_module, self.path, mode=mode, resume_at=resume_at, **self._settings)
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         if self._recorder is not None:
             plugin = trainer.precision_plugin
             scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
@@ -165,7 +174,7 @@ class GradientLedger(Callback):
     def _continuation(self) -> tuple[Mode, int | None]:
         """How to open the ledger: as asked, or going on after a checkpoint or an earlier `fit`."""
         state, self._resume = self._resume, None
-        if state is None or "steps" not in state or state["run_id"] is None:
+        if state is None or state.get("run_id") is None:
             return ("append", None) if self._written is not None else (self._mode, None)
         try:
             run_id = Ledger.open(self.path).run_id
@@ -202,6 +211,10 @@ class GradientLedger(Callback):
                 self._scratch = None
             elif self._recorder.run_id is not None:
                 self._written = self._recorder.run_id
+
+
+def _dry(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _refuse_strategy(trainer: Trainer) -> None:

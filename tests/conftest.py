@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a plain float64 loop over `p.grad`, the oracle for every sum in a ledger."""
+"""A plain float64 loop over `p.grad`: the oracle for every sum in a ledger."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ class GradientLoop:
             self.steps[name] += 1
 
     def check(self, ledger: object) -> None:
-        """Counts equal exactly; sums within float32 summation error of as many steps of the largest gradient."""
+        """Counts equal exactly; sums within the float32 summation error of that many largest gradients."""
         for name in self.grad_sum:
             record = ledger[name]  # type: ignore[index]
             slack = 1e-6 * max(1, self.steps[name]) * self.largest
             np.testing.assert_array_equal(record.events, self.events[name], err_msg=name)
             np.testing.assert_array_equal(record.votes, self.votes[name], err_msg=name)
-            np.testing.assert_allclose(record.grad_sum, self.grad_sum[name], rtol=1e-5, atol=slack, err_msg=name)
+            np.testing.assert_allclose(
+                record.grad_sum, self.grad_sum[name], rtol=1e-5, atol=slack, err_msg=name
+            )
             np.testing.assert_allclose(
                 record.grad_sumsq, self.grad_sumsq[name], rtol=1e-5, atol=slack * self.largest, err_msg=name
             )

@@ -16,7 +16,9 @@ CLASSES = [getattr(errors, name) for name in errors.__all__ if name != "Gradtrac
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_is_also_a_builtin(kind: type[errors.GradtraceError]) -> None:
     assert issubclass(kind, errors.GradtraceError)
-    assert [base for base in kind.__mro__[1:] if base.__module__ == builtins.__name__ and base is not Exception]
+    assert [
+        base for base in kind.__mro__[1:] if base.__module__ == builtins.__name__ and base is not Exception
+    ]
     assert inspect.getdoc(kind)
 
 

@@ -16,14 +16,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests"
+    )
     return done.stdout.strip()
 
 
 def test_the_package_list_names_every_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {"gradtrace"}
-    for top, prefix in (("gradtrace", "gradtrace"), ("callbacks", "gradtrace.callbacks"), ("kernels", "gradtrace.kernels")):
+    for top, prefix in (
+        ("gradtrace", "gradtrace"),
+        ("callbacks", "gradtrace.callbacks"),
+        ("kernels", "gradtrace.kernels"),
+    ):
         for init in (ROOT / top).rglob("__init__.py"):
             inner = init.parent.relative_to(ROOT / top).parts
             found.add(".".join((prefix, *inner)))
@@ -64,7 +70,9 @@ def test_importing_a_room_does_not_import_what_it_must_not_know(imported: str, a
 
 
 def test_every_public_name_resolves_and_is_listed_in_order() -> None:
-    assert gradtrace.__all__ == sorted(gradtrace.__all__, key=str.lower) or gradtrace.__all__ == sorted(gradtrace.__all__)
+    assert gradtrace.__all__ == sorted(gradtrace.__all__, key=str.lower) or gradtrace.__all__ == sorted(
+        gradtrace.__all__
+    )
     for name in gradtrace.__all__:
         assert getattr(gradtrace, name) is not None
     with pytest.raises(AttributeError, match="prune"):

@@ -17,8 +17,8 @@ __all__ = ["OpenEntry"]
 class OpenEntry:
     """Sums over the windows of one entry, flat over the N dependencies that `layout` gives rank 0.
 
-    grad_sum += s, grad_sumsq += q, window_sumsq += s^2, window_votes += sign(s), events += e, votes += v, where
-    s, q, e, v are one window's sums of g, g^2, [|g| > threshold] and sign(g).
+    grad_sum += s, grad_sumsq += q, window_sumsq += s^2, window_votes += sign(s), events += e, votes += v,
+    where s, q, e, v are one window's sums of g, g^2, [|g| > threshold] and sign(g).
     """
 
     def __init__(self, begin: int, number: int, layout: Layout) -> None:
@@ -55,7 +55,9 @@ class OpenEntry:
         counts = {name: values.tolist() for name, values in self._counts.items()}
         return {"counts": counts, "groups": run_lengths(self._records)}
 
-    def _count(self, flags: np.ndarray[tuple[int, int], np.dtype[np.int32]], records: Sequence[StepRecord]) -> None:
+    def _count(
+        self, flags: np.ndarray[tuple[int, int], np.dtype[np.int32]], records: Sequence[StepRecord]
+    ) -> None:
         seen, skipped = (flags & SEEN) > 0, (flags & SKIPPED) > 0
         self._counts["steps"] += seen.sum(axis=0)
         self._counts["skipped"] += skipped.sum(axis=0)

@@ -157,4 +157,3 @@ def _candidate(one: _Found) -> Candidate:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from gradtrace.errors import EmptyLedgerError, InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
+from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.writer import LedgerWriter, check_destination
+from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.parameters import Candidate, Selection, candidates, check_recordable
 from gradtrace.recorder.scaling import scale_and_skip
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream
@@ -36,8 +37,9 @@ _PATIENCE = 10  # steps without any gradient before that is an error
 class Recorder:
     """Streams gradient sums of a model into a ledger; call `observe(optimizer)` before `optimizer.step()`.
 
-    A step is one call of `observe`. Per dependency with gradient g it sums g, g^2, [|g| > threshold] and sign(g) over
-    the steps, and over windows the squares and signs of window sums. Nothing is written before the first step.
+    A step is one call of `observe`. Per dependency with gradient g it sums g, g^2, [|g| > threshold] and
+    sign(g) over the steps, and over windows the squares and signs of window sums. Nothing is written before
+    the first step.
 
     Usable as a context manager; leaving it commits what was recorded, also after an error.
 
@@ -114,7 +116,7 @@ class Recorder:
 
     @torch.no_grad()
     def observe(self, optimizer: Optimizer, *, scaler: GradScaler | None = None) -> None:
-        """Record the gradients that `optimizer` is about to apply; call it once, just before `optimizer.step()`.
+        """Record the gradients that `optimizer` is about to apply; call it before each `optimizer.step()`.
 
         Call it before clipping, to record true gradients. With an fp16 `scaler`, before or after
         `scaler.unscale_(optimizer)`: what is recorded is unscaled, and a step that the scaler will skip is
@@ -122,8 +124,8 @@ class Recorder:
 
         Raises:
             StateError: the recorder is closed.
-            UnsupportedError: a gradient is sparse, the optimizer takes several gradients a step, or no gradient
-                was there in ten steps running.
+            UnsupportedError: a gradient is sparse, the optimizer takes several gradients a step, or no
+                gradient was there in ten steps running.
         """
         began = perf_counter()
         if self._closed:
@@ -157,7 +159,7 @@ class Recorder:
         self._observe_seconds += perf_counter() - began
 
     def commit(self) -> int:
-        """Close the window and the entry here, wait until they are durable, and return the number of steps."""
+        """Close the window and the entry here, wait until they are durable, and return the step count."""
         if self._stream is not None and not self._released:
             self._close_window()
             self._stream.submit(Cut())
@@ -213,14 +215,14 @@ class Recorder:
     def _begin_layout(self) -> None:
         known = {one.info.name for one in self._recorded}
         self._recorded = [
-            one
-            for one in self._candidates.values()
-            if one.parameter.requires_grad or one.info.name in known
+            one for one in self._candidates.values() if one.parameter.requires_grad or one.info.name in known
         ]
         parameters = [one.parameter for one in self._recorded]
         device = one_device(parameters)
         layout = Layout.whole(tuple(one.info for one in self._recorded))
-        opening = torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters]).cpu().numpy()
+        opening = (
+            torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters]).cpu().numpy()
+        )
         if self._stream is None:
             self._start()
         else:
@@ -242,7 +244,9 @@ class Recorder:
                 writer.close()
                 raise
         else:
-            writer = LedgerWriter.create(self.path, settings=self._settings, overwrite=self._mode == "overwrite")
+            writer = LedgerWriter.create(
+                self.path, settings=self._settings, overwrite=self._mode == "overwrite"
+            )
         self._writer = writer
         self.step = writer.end
         self._stream = Stream(writer)

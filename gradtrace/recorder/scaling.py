@@ -12,11 +12,11 @@ __all__ = ["scale_and_skip"]
 def scale_and_skip(
     optimizer: Optimizer, scaler: GradScaler | None, device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Factor for the gradients and skip mark, each a 0-d float32 tensor on `device`, or None without a scaler.
+    """Factor for the gradients and skip mark: 0-d float32 tensors on `device`, or None without a scaler.
 
     After `scaler.unscale_` the scaler has already looked for non-finite gradients. Before it, and for fused
-    optimizers, which unscale inside their step, the same look is asked for here: the scaler repeats it in `step`,
-    and neither reads anything back to the host.
+    optimizers, which unscale inside their step, the same look is asked for here: the scaler repeats it in
+    `step`, and neither reads anything back to the host.
     """
     if scaler is None or not scaler.is_enabled():
         return None, None

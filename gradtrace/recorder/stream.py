@@ -48,7 +48,7 @@ class Cut:
 
 
 class Stream:
-    """Runs tasks in order on a thread of its own; the first failure is kept and raised on the caller's thread."""
+    """Runs tasks in order on its own thread; the first failure is kept and raised on the caller's thread."""
 
     def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
@@ -82,14 +82,14 @@ class Stream:
         self._thread.join()
 
     def never_supported(self) -> tuple[int, dict[str, tuple[int, int]]]:
-        """Up to the last commit: its end, and per parameter (dependencies without a single event, dependencies)."""
+        """Up to the last commit: its end, and per parameter (never supported, all) dependencies."""
         with self._lock:
             return self._shares
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             try:
-                # After a failure the queue is still emptied, or the training thread would wait for buffers for ever.
+                # After a failure the queue is still emptied: the training thread may be waiting for buffers.
                 if self._failure is None:
                     self._do(task)
             except BaseException as failure:

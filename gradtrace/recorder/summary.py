@@ -49,8 +49,13 @@ class Summary:
             f"{self.never_supported:.2%} never supported; "
             f"{self.observe_seconds:.2f} s on the training thread, {self.blocked_seconds:.2f} s of it waiting"
         )
-        worst = sorted(self.parameters.items(), key=lambda item: item[1][0] / max(1, item[1][1]), reverse=True)
+        worst = sorted(
+            self.parameters.items(), key=lambda item: item[1][0] / max(1, item[1][1]), reverse=True
+        )
         shown = [(name, never, size) for name, (never, size) in worst if never][:8]
         width = max((len(name) for name, _, _ in shown), default=0)
-        lines = [f"  {name:<{width}}  {never:>12,} of {size:>12,}  {never / size:7.2%}" for name, never, size in shown]
+        lines = [
+            f"  {name:<{width}}  {never:>12,} of {size:>12,}  {never / size:7.2%}"
+            for name, never, size in shown
+        ]
         return "\n".join([head, *lines])

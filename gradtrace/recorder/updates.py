@@ -1,4 +1,4 @@
-"""What each optimizer did, step by step: the settings that the decay of an unsupported weight follows from."""
+"""What each optimizer did, step by step: the decay of an unsupported weight follows from its settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gradtrace.errors import UnsupportedError
 
 __all__ = ["GroupStep", "StepRecord", "kind_of", "refuse_optimizer", "run_lengths", "settings_of"]
 
-Setting: TypeAlias = float | int | bool | str | None | list[float]
+Setting: TypeAlias = float | int | bool | str | list[float] | None
 
 
 @dataclass(frozen=True)
 class GroupStep:
-    """One parameter group in one optimizer step: the positions of its recorded parameters, and its settings."""
+    """One parameter group in one optimizer step: positions of its recorded parameters, and its settings."""
 
     optimizer: int
     kind: str
@@ -37,7 +37,11 @@ class StepRecord:
 def kind_of(optimizer: Optimizer) -> str:
     """`AdamW` for torch's own; a subclass may decay otherwise, so it keeps its full name."""
     kind = type(optimizer)
-    return kind.__name__ if kind.__module__.startswith("torch.optim") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__name__
+        if kind.__module__.startswith("torch.optim")
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def settings_of(group: dict[str, object]) -> dict[str, Setting]:

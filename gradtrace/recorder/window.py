@@ -1,4 +1,4 @@
-"""One window on the device: flat accumulators, and their way to the host without stopping the training thread."""
+"""One window on the device: flat accumulators, and their way to the host beside the training thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DeviceWindow", "HostWindow", "one_device"]
 
 @dataclass(frozen=True, eq=False)
 class HostWindow:
-    """A closed window on the host: `totals` flat over N dependencies, `flags` int32 (window steps, parameters).
+    """A closed window on the host: `totals` flat over N dependencies, `flags` int32 (steps, parameters).
 
     `ready` is the CUDA event after which the copy is complete; None on the CPU.
     """
@@ -45,10 +45,11 @@ def _buffers(size: int, steps: int, parameters: int, device: torch.device, pinne
 
 
 class DeviceWindow:
-    """The open window: 12 bytes a dependency on the device (4 + 4 + 2 + 2), plus one int32 per step and parameter.
+    """The open window: 12 bytes a dependency on the device (4 + 4 + 2 + 2), an int32 per step and parameter.
 
-    On the CPU two sets of buffers are swapped. On CUDA the one device set is copied to one of two pinned host sets
-    on a side stream; only the next accumulation waits for that copy, so it runs beside the next forward pass.
+    On the CPU two sets of buffers are swapped. On CUDA the one device set is copied to one of two pinned host
+    sets on a side stream; only the next accumulation waits for that copy, so it runs beside the next forward
+    pass.
 
     Args:
         size: dependencies recorded, N.
@@ -64,19 +65,21 @@ class DeviceWindow:
         self._free: queue.Queue[HostWindow] = queue.Queue()
         for _ in range(2):
             self._free.put(_buffers(size, steps, parameters, host, pinned=self._on_cuda))
-        self._open = _buffers(size, steps, parameters, device, pinned=False) if self._on_cuda else self._free.get()
-        self._stream = torch.cuda.Stream(device) if self._on_cuda else None
+        self._open = (
+            _buffers(size, steps, parameters, device, pinned=False) if self._on_cuda else self._free.get()
+        )
+        self._stream = torch.cuda.Stream(device) if self._on_cuda else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
 
     def open(self) -> HostWindow:
-        """The device buffers to accumulate into; on CUDA, the current stream first waits for the last copy."""
+        """The buffers to accumulate into; on CUDA, the current stream first waits for the last copy."""
         if self._copied is not None:
             torch.cuda.current_stream(self.device).wait_event(self._copied)
             self._copied = None
         return self._open
 
     def close(self) -> HostWindow:
-        """Hand over what was accumulated and start from zero; waits only while both host sets are still in use."""
+        """Hand over what was accumulated, start from zero; waits only while both host sets are in use."""
         if self._stream is None:
             closed, self._open = self._open, self._free.get()
             return closed
@@ -86,7 +89,7 @@ class DeviceWindow:
             for source, copy in zip(_tensors(self._open), _tensors(target), strict=True):
                 copy.copy_(source, non_blocking=True)
                 source.zero_()
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         self._copied = ready
         return HostWindow(target.totals, target.flags, ready)

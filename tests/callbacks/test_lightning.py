@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradtrace as gt
 from gradtrace.callbacks import GradientLedger
-from gradtrace.errors import InvalidValueError, LedgerExistsError, LedgerNotFoundError, MismatchError, UnsupportedError
+from gradtrace.errors import (
+    InvalidValueError,
+    LedgerExistsError,
+    LedgerNotFoundError,
+    MismatchError,
+    UnsupportedError,
+)
 
 Loop = Callable[[nn.Module], Any]
 
@@ -41,7 +46,7 @@ class Model(LightningModule):
     def __init__(self, optimizers: int = 1, fused: bool = False, decay: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.net: Any = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
         self.count, self.fused, self.decay = optimizers, fused, decay
         self.automatic_optimization = optimizers == 1
 
@@ -71,7 +76,8 @@ class Watch(Callback):
     """Feeds the float64 loop at the same moment, and remembers what it saw."""
 
     def __init__(self, loop: Loop, spoil: Callable[[int, nn.Module], None] | None = None) -> None:
-        self.make, self.spoil, self.loop, self.steps = loop, spoil, None, 0
+        self.make, self.spoil, self.steps = loop, spoil, 0
+        self.loop: Any = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self.loop is None:
@@ -103,7 +109,11 @@ def trainer(root: Path, *callbacks: Callback, **settings: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **settings)
 
 
-SMALL = {"window_steps": 2, "entry_steps": 4}
+def resumes(ckpt: Path | None) -> dict[str, Any]:
+    return {"weights_only": True} if ckpt else {}
+
+
+SMALL: Any = {"window_steps": 2, "entry_steps": 4}
 
 
 def spoil_one(step: int, model: nn.Module) -> None:
@@ -146,15 +156,17 @@ def test_steps_that_the_fp16_scaler_skips_are_counted_and_add_nothing(tmp_path: 
                 assert gradient is not None
                 gradient[0, 0] = float("inf")
 
-    sums = []
+    sums: list[Any] = []
 
     class Sum(Callback):
-        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-            gradient = pl_module.net[2].bias.grad / (scaler.get_scale() if fused else 1.0)
+        def on_before_optimizer_step(
+            self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+        ) -> None:
+            gradient: Any = dict(pl_module.named_parameters())["net.2.bias"].grad
             before = next(pl_module.parameters()).grad
             assert before is not None
             if bool(torch.isfinite(before).all()):
-                sums.append(gradient.double().numpy().copy())
+                sums.append(gradient.double().numpy() / (scaler.get_scale() if fused else 1.0))
 
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
@@ -179,7 +191,7 @@ def test_a_script_run_again_is_refused_before_it_trains_unless_told_what_to_do(t
     trainer(tmp_path, GradientLedger(tmp_path / "run", **SMALL)).fit(Model(), loader())
     watched = Model()
     before = watched.net[0].weight.detach().clone()
-    with pytest.raises(LedgerExistsError, match="append.*overwrite"):
+    with pytest.raises(LedgerExistsError, match=r"append.*overwrite"):
         trainer(tmp_path, GradientLedger(tmp_path / "run", **SMALL)).fit(watched, loader())
     assert torch.equal(before, watched.net[0].weight)
     trainer(tmp_path, GradientLedger(tmp_path / "run", mode="append", **SMALL)).fit(Model(), loader())
@@ -221,21 +233,33 @@ def test_parameters_made_in_configure_model_are_recorded(tmp_path: Path) -> None
             self.net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
     trainer(tmp_path, GradientLedger(tmp_path / "run")).fit(Late(), loader())
-    assert list(gt.Ledger.open(tmp_path / "run")) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert list(gt.Ledger.open(tmp_path / "run")) == [
+        "net.0.weight",
+        "net.0.bias",
+        "net.2.weight",
+        "net.2.bias",
+    ]
 
 
 def test_a_compiled_module_keeps_its_plain_names(tmp_path: Path) -> None:
     model = Model()
-    model.net = torch.compile(model.net, backend="eager")  # type: ignore[assignment]
+    model.net = torch.compile(model.net, backend="eager")
     trainer(tmp_path, GradientLedger(tmp_path / "run")).fit(model, loader())
-    assert list(gt.Ledger.open(tmp_path / "run")) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert list(gt.Ledger.open(tmp_path / "run")) == [
+        "net.0.weight",
+        "net.0.bias",
+        "net.2.weight",
+        "net.2.bias",
+    ]
 
 
 def test_resuming_a_checkpoint_equals_the_uninterrupted_run(tmp_path: Path) -> None:
     def fit(path: Path, epochs: int, ckpt: Path | None = None) -> None:
         saves = ModelCheckpoint(path.with_suffix(".ckpt"), filename="{epoch}", save_top_k=-1)
-        run = trainer(tmp_path, saves, GradientLedger(path, **SMALL), enable_checkpointing=True, max_epochs=epochs)
-        run.fit(Model(), loader(), ckpt_path=ckpt, **({"weights_only": True} if ckpt else {}))
+        run = trainer(
+            tmp_path, saves, GradientLedger(path, **SMALL), enable_checkpointing=True, max_epochs=epochs
+        )
+        run.fit(Model(), loader(), ckpt_path=ckpt, **resumes(ckpt))
 
     fit(tmp_path / "whole", 3)
     fit(tmp_path / "broken", 2)
@@ -248,19 +272,21 @@ def test_resuming_a_checkpoint_equals_the_uninterrupted_run(tmp_path: Path) -> N
 
 
 def test_resuming_beside_the_ledger_of_another_run_is_refused(tmp_path: Path) -> None:
-    def fit(path: Path, ckpt: Path | None = None) -> None:
+    def fit(path: Path, ckpt: Path | None = None, epochs: int = 2) -> None:
         saves = ModelCheckpoint(tmp_path / "saved", filename=path.name)
-        run = trainer(tmp_path, saves, GradientLedger(path, **SMALL), enable_checkpointing=True, max_epochs=3)
-        run.fit(Model(), loader(), ckpt_path=ckpt, **({"weights_only": True} if ckpt else {}))
+        run = trainer(
+            tmp_path, saves, GradientLedger(path, **SMALL), enable_checkpointing=True, max_epochs=epochs
+        )
+        run.fit(Model(), loader(), ckpt_path=ckpt, **resumes(ckpt))
 
     fit(tmp_path / "one")
     fit(tmp_path / "two")
     steps = gt.Ledger.open(tmp_path / "two").steps
     with pytest.raises(MismatchError, match="belongs to"):
-        fit(tmp_path / "two", tmp_path / "saved" / "one.ckpt")
+        fit(tmp_path / "two", tmp_path / "saved" / "one.ckpt", 3)
     assert gt.Ledger.open(tmp_path / "two").steps == steps
     with pytest.raises(LedgerNotFoundError, match="overwrite"):
-        fit(tmp_path / "three", tmp_path / "saved" / "one.ckpt")
+        fit(tmp_path / "three", tmp_path / "saved" / "one.ckpt", 3)
 
 
 def test_testing_a_checkpoint_does_not_void_steps_of_a_later_fit(tmp_path: Path) -> None:
@@ -285,23 +311,22 @@ def test_an_error_in_training_leaves_the_recorded_steps_readable(tmp_path: Path)
     assert gt.Ledger.open(tmp_path / "run").steps == 7
 
 
-def test_shares_never_supported_reach_the_logger_and_the_progress_bar(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_shares_never_supported_reach_the_logger_and_the_progress_bar(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="logs", version=0)
     run = trainer(tmp_path, GradientLedger(tmp_path / "run", **SMALL), logger=logger)
-    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
-    logging.getLogger("lightning.pytorch").propagate = True
     run.fit(Model(), loader())
     ledger = gt.Ledger.open(tmp_path / "run")
     never = float((ledger["net.0.weight"].events == 0).mean())
-    rows = list(csv.DictReader((tmp_path / "logs" / "version_0" / "metrics.csv").open()))
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert float(rows[-1]["ledger/never_supported/net.0.weight"]) == pytest.approx(never)
     assert never >= 1 / 6
     assert "never_supported" in run.progress_bar_metrics
 
 
-def test_the_end_of_fit_says_in_a_line_what_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_fit_says_in_a_line_what_was_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ledger = GradientLedger(tmp_path / "run", **SMALL)
     trainer(tmp_path, ledger).fit(Model(), loader())
     assert ledger.summary is not None
@@ -316,7 +341,9 @@ def test_the_end_of_fit_says_in_a_line_what_was_recorded(tmp_path: Path, capsys:
         ({"include": [3]}, InvalidValueError),
     ],
 )
-def test_bad_settings_are_refused_when_the_callback_is_made(tmp_path: Path, settings: Any, error: Any) -> None:
+def test_bad_settings_are_refused_when_the_callback_is_made(
+    tmp_path: Path, settings: Any, error: Any
+) -> None:
     with pytest.raises(error):
         GradientLedger(tmp_path / "run", **settings)
 

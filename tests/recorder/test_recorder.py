@@ -65,7 +65,9 @@ def train(
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(begin, begin + steps):
         optimizer.zero_grad()
-        model(batch(step), **{name: given(step) for name, given in forward.items()}).square().mean().backward()
+        model(
+            batch(step), **{name: given(step) for name, given in forward.items()}
+        ).square().mean().backward()
         if spoil is not None:
             spoil(step)
         if loop is not None:
@@ -81,7 +83,11 @@ def test_sums_equal_a_float64_loop_over_ragged_windows(tmp_path: Path, gradient_
         train(model, recorder, loop, steps=21)
     ledger = gt.Ledger.open(tmp_path / "run")
     loop.check(ledger)
-    assert [(entry.begin, entry.end, entry.windows) for entry in ledger.entries] == [(0, 8, 2), (8, 16, 2), (16, 21, 2)]
+    assert [(entry.begin, entry.end, entry.windows) for entry in ledger.entries] == [
+        (0, 8, 2),
+        (8, 16, 2),
+        (16, 21, 2),
+    ]
     assert (ledger["first.weight"].events[:, 2] == 0).all()
 
 
@@ -105,7 +111,9 @@ def test_window_sums_of_squares_and_votes_are_of_window_sums(tmp_path: Path) -> 
     assert record.windows == 3
 
 
-def test_a_module_unused_in_some_steps_is_counted_as_missing_there(tmp_path: Path, gradient_loop: Loop) -> None:
+def test_a_module_unused_in_some_steps_is_counted_as_missing_there(
+    tmp_path: Path, gradient_loop: Loop
+) -> None:
     model = Net()
     loop = gradient_loop(model)
     with gt.Recorder(model, tmp_path / "run", window_steps=4, entry_steps=8) as recorder:
@@ -129,7 +137,7 @@ def test_non_finite_elements_add_nothing_and_are_counted(tmp_path: Path, gradien
 
     # Plain SGD at rate 0 keeps the weights finite, so that the later steps have something to show.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.step = lambda closure=None: None  # type: ignore[method-assign, assignment]
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
     with gt.Recorder(model, tmp_path / "run", window_steps=4, entry_steps=8) as recorder:
         train(model, recorder, loop, steps=9, optimizer=optimizer, spoil=spoil)
     ledger = gt.Ledger.open(tmp_path / "run")
@@ -186,7 +194,9 @@ def test_two_optimizers_each_record_their_own_parameters(tmp_path: Path, gradien
     model = Net()
     loop = gradient_loop(model)
     first = torch.optim.SGD([*model.first.parameters(), *model.side.parameters()], lr=1e-2)
-    second = torch.optim.AdamW([*model.norm.parameters(), *model.last.parameters()], lr=1e-3, weight_decay=0.1)
+    second = torch.optim.AdamW(
+        [*model.norm.parameters(), *model.last.parameters()], lr=1e-3, weight_decay=0.1
+    )
     with gt.Recorder(model, tmp_path / "run", window_steps=4, entry_steps=8) as recorder:
         for step in range(9):
             model.zero_grad()
@@ -198,7 +208,9 @@ def test_two_optimizers_each_record_their_own_parameters(tmp_path: Path, gradien
     ledger = gt.Ledger.open(tmp_path / "run")
     loop.check(ledger)
     assert ledger.steps == 13
-    assert [update.kind for update in ledger["last.bias"].history] == ["AdamW"] * len(ledger["last.bias"].history)
+    assert [update.kind for update in ledger["last.bias"].history] == ["AdamW"] * len(
+        ledger["last.bias"].history
+    )
     assert {update.settings["weight_decay"] for update in ledger["last.bias"].history} == {0.1}
     assert sum(update.steps for update in ledger["first.bias"].history) == 9
 
@@ -275,7 +287,7 @@ def test_the_opening_balance_is_the_weights_before_the_first_step(tmp_path: Path
 
 def test_compiled_and_wrapped_models_keep_their_plain_names(tmp_path: Path) -> None:
     model = Net()
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     with gt.Recorder(compiled, tmp_path / "run") as recorder:
         train(model, recorder)
     assert list(gt.Ledger.open(tmp_path / "run")) == [name for name, _ in model.named_parameters()]
@@ -347,23 +359,31 @@ def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
 
 def test_leaving_the_context_by_an_error_commits_what_was_recorded(tmp_path: Path) -> None:
     model = Net()
-    with pytest.raises(ZeroDivisionError), gt.Recorder(model, tmp_path / "run") as recorder:
-        train(model, recorder, steps=3)
-        raise ZeroDivisionError
+    recorder = gt.Recorder(model, tmp_path / "run")
+
+    def interrupted() -> None:
+        with recorder:
+            train(model, recorder, steps=3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert gt.Ledger.open(tmp_path / "run").steps == 3
 
 
 def test_the_summary_counts_what_never_had_an_event_across_sessions(tmp_path: Path) -> None:
     model = Net()
     for mode in (None, "append"):
-        with gt.Recorder(model, tmp_path / "run", mode=mode) as recorder:  # type: ignore[arg-type]
+        with gt.Recorder(model, tmp_path / "run", mode=mode) as recorder:
             train(model, recorder, steps=5)
         summary = recorder.summary()
     ledger = gt.Ledger.open(tmp_path / "run")
     never = {name: (int((ledger[name].events == 0).sum()), ledger[name].events.size) for name in ledger}
     assert dict(summary.parameters) == never
     assert summary.steps == 10
-    assert summary.metrics()["ledger/never_supported/first.weight"] == pytest.approx(never["first.weight"][0] / 35)
+    assert summary.metrics()["ledger/never_supported/first.weight"] == pytest.approx(
+        never["first.weight"][0] / 35
+    )
     assert "first.weight" in str(summary)
 
 
@@ -378,7 +398,7 @@ def test_an_existing_ledger_needs_a_mode(tmp_path: Path) -> None:
     model = Net()
     with gt.Recorder(model, tmp_path / "run") as recorder:
         train(model, recorder, steps=2)
-    with pytest.raises(LedgerExistsError, match="append.*overwrite"):
+    with pytest.raises(LedgerExistsError, match=r"append.*overwrite"):
         gt.Recorder(model, tmp_path / "run")
 
 
@@ -461,7 +481,10 @@ def test_ten_steps_without_any_gradient_are_an_error(tmp_path: Path) -> None:
 def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
     other = Net()
     other(batch(0)).sum().backward()
-    with gt.Recorder(Net(), tmp_path / "run") as recorder, pytest.raises(StateError, match="none of its parameters"):
+    with (
+        gt.Recorder(Net(), tmp_path / "run") as recorder,
+        pytest.raises(StateError, match="none of its parameters"),
+    ):
         recorder.observe(torch.optim.SGD(other.parameters(), lr=0.1))
 
 
