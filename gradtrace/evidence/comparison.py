@@ -56,14 +56,14 @@ class Agreement:
 
 
 def chance_jaccard(sizes: Sequence[tuple[int, int, int]]) -> float:
-    """Expected Jaccard index of two random masks; `sizes` holds (elements, kept by A, kept by B) per parameter.
+    """Expected Jaccard index of two random masks; `sizes`: (elements, kept by A, kept by B) per parameter.
 
     Within a parameter of n elements of which a and b are kept, uniformly and independently, the overlap K is
-    hypergeometric(n, a, b). The sum of the parameters' overlaps has the convolution of their distributions, and
+    hypergeometric(n, a, b). The sum over the parameters has the convolution of their distributions, and
 
         E[J] = Sum_k P(K = k) * k / (Sum a + Sum b - k),
 
-    which is exact; the usual ab / (n(a + b) - ab) only puts E[K] into the same fraction. Two empty masks agree: 1.
+    which is exact; the usual ab / (n(a + b) - ab) only puts E[K] into that fraction. Two empty masks: 1.
     """
     total = sum(a + b for _, a, b in sizes)
     if total == 0:
@@ -113,10 +113,14 @@ def agreement(masks: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> Agreement
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which criterion does best at one density, and whether that holds in every run."""
+    """Which criterion does best at one density, and whether that holds in every run.
+
+    `winners` has several names where criteria are equal in every run (as criteria that rank alike are); the
+    runner-up is the best of the others, "" when there is none. `ahead`: runs in which the winners beat it.
+    """
 
     density: float
-    winner: str
+    winners: tuple[str, ...]
     value: float
     runner_up: str
     runner_up_value: float
@@ -125,8 +129,8 @@ class Verdict:
 
     @property
     def clear(self) -> bool:
-        """True when the winner beats the runner-up in every run, and there were at least three of them."""
-        return self.runs >= 3 and self.ahead == self.runs
+        """True when the winners beat the runner-up in every run, and there were at least three of them."""
+        return self.runs >= 3 and self.ahead == self.runs and bool(self.runner_up)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ class Curves:
         if not runs or any(
             run.densities != runs[0].densities or set(run.values) != set(runs[0].values) for run in runs
         ):
-            raise MismatchError("quality curves", expected="at least one run, all with the same densities and criteria")
+            raise MismatchError(
+                "quality curves", expected="at least one run, all with the same densities and criteria"
+            )
         values = {name: tuple(row for run in runs for row in run.values[name]) for name in runs[0].values}
         return cls(runs[0].densities, values)
 
@@ -159,22 +165,32 @@ class Curves:
         return tuple((min(at), median(at), max(at)) for at in zip(*self.values[criterion], strict=True))
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """The best and second-best median per density below 1, with the runs in which the best is ahead."""
+        """The best median at each density below 1, beside the best of the criteria that differ from it."""
         found = []
         for k, density in enumerate(self.densities):
             if density >= 1 or len(self.values) < 2:
                 continue
-            middle = {name: self.spread(name)[k][1] for name in self.values}
-            best, second = sorted(middle, key=lambda name: -middle[name])[:2]
-            pairs = list(zip(self.values[best], self.values[second], strict=True))
-            ahead = sum(a[k] > b[k] for a, b in pairs)
-            found.append(Verdict(density, best, middle[best], second, middle[second], ahead, len(pairs)))
+            at = {name: tuple(run[k] for run in runs) for name, runs in self.values.items()}
+            ranked = sorted(at, key=lambda name: -median(at[name]))
+            winners = tuple(name for name in ranked if at[name] == at[ranked[0]])
+            best = at[ranked[0]]
+            others = [name for name in ranked if name not in winners]
+            second = at[others[0]] if others else best
+            ahead = sum(a > b for a, b in zip(best, second, strict=True))
+            runner_up = others[0] if others else ""
+            found.append(Verdict(density, winners, median(best), runner_up, median(second), ahead, len(best)))
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, with the verdicts."""
+        """Plain lists and numbers, with (lowest, median, highest) per density and the verdicts."""
+        spread = {name: self.spread(name) for name in self.values}
         verdicts = [asdict(verdict) | {"clear": verdict.clear} for verdict in self.verdicts()]
-        return {"densities": self.densities, "values": dict(self.values), "verdicts": verdicts}
+        return {
+            "densities": self.densities,
+            "spread": spread,
+            "values": dict(self.values),
+            "verdicts": verdicts,
+        }
 
 
 def quality_at_density(
@@ -187,7 +203,7 @@ def quality_at_density(
 ) -> Curves:
     """One run's curves: keep the best-scored share of the dependencies and ask `evaluate` what that is worth.
 
-    `scores` maps criterion -> parameter -> array; `evaluate` gets the mask and returns a number, larger = better.
+    `scores` maps criterion -> parameter -> array; `evaluate` returns a number for a mask, larger = better.
     """
     values = {}
     for criterion, by in scores.items():
@@ -220,6 +236,32 @@ class NeverSupported:
     layers: Mapping[str, tuple[int, int]]
     detections: tuple[Detection, ...]
 
+    @classmethod
+    def of(
+        cls, layers: Mapping[str, tuple[int, int]], calls: Mapping[str, tuple[int, int]]
+    ) -> NeverSupported:
+        """From counts: parameter -> (never supported, dependencies), criterion -> (calls, right calls)."""
+        never, size = (sum(column) for column in zip(*layers.values(), strict=True))
+        detections = tuple(
+            Detection(name, found, right, right / never if never else None, right / found if found else None)
+            for name, (found, right) in calls.items()
+        )
+        return cls(size, never, never / size, dict(layers), detections)
+
+    @classmethod
+    def together(cls, runs: Sequence[NeverSupported]) -> NeverSupported:
+        """The counts of several runs of one model, added up."""
+
+        def added(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+            return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
+        first = runs[0]
+        layers = {name: added([run.layers[name] for run in runs]) for name in first.layers}
+        by_run = [{d.criterion: (d.found, d.right) for d in run.detections} for run in runs]
+        return cls.of(
+            layers, {d.criterion: added([by[d.criterion] for by in by_run]) for d in first.detections}
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
         return asdict(self)
@@ -244,14 +286,16 @@ def never_supported(
 
     `candidates` maps a label ("init, not rejected at fdr 0.05") to parameter -> bool array, True where that
     criterion calls the dependency unsupported. Recall: share of the truly unsupported that it calls so;
-    precision: share of its calls that are right; None where there is nothing to divide by. Raises MismatchError on shapes.
+    precision: share of its calls that are right; None where there is nothing to divide by.
+
+    Raises:
+        MismatchError: a candidate's array has another shape than the parameter.
     """
     if not names:
         raise InvalidValueError("names", expected="at least one parameter", got="none")
     truth = {name: ledger[name].events == 0 for name in names}
     layers = {name: (int(never.sum()), never.size) for name, never in truth.items()}
-    never, size = (sum(column) for column in zip(*layers.values(), strict=True))
-    detections = []
+    counts = {}
     for label, calls in candidates.items():
         found = right = 0
         for name in names:
@@ -264,6 +308,5 @@ def never_supported(
                 )
             found += int(called.sum())
             right += int(np.sum(called & truth[name]))
-        recall, precision = (right / of if of else None for of in (never, found))
-        detections.append(Detection(label, found, right, recall, precision))
-    return NeverSupported(size, never, never / size, layers, tuple(detections))
+        counts[label] = (found, right)
+    return NeverSupported.of(layers, counts)

@@ -17,7 +17,7 @@ from gradtrace.structure.plan import Plan
 
 __all__ = ["agreement_plot", "heatmaps", "latency_plot", "quality_plot"]
 
-# Okabe and Ito's colours stay apart under every common colour blindness; markers tell the lines apart in grey.
+# Okabe and Ito's colours stay apart under common colour blindness; markers tell the lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DPI = 140
@@ -76,7 +76,9 @@ def agreement_plot(agreement: Agreement) -> bytes:
         for j in range(count):
             value, chance = agreement.jaccard[i][j], agreement.chance[i][j]
             colour = "black" if value > 0.55 else "white"
-            axes.text(j, i, f"{value:.2f}\n({chance:.2f})", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                j, i, f"{value:.2f}\n({chance:.2f})", ha="center", va="center", color=colour, fontsize=8
+            )
     figure.colorbar(image, ax=axes, label="Jaccard (chance below)", shrink=0.85)
     return _png(figure)
 
@@ -111,7 +113,11 @@ def latency_plot(milliseconds: Mapping[str, Mapping[str, float]]) -> bytes:
     for k, model in enumerate(models):
         places = np.arange(len(milliseconds)) + (k - (len(models) - 1) / 2) * width
         bars = axes.bar(
-            places, [at[model] for at in milliseconds.values()], width, label=_verbatim(model), color=COLOURS[k]
+            places,
+            [at[model] for at in milliseconds.values()],
+            width,
+            label=_verbatim(model),
+            color=COLOURS[k],
         )
         axes.bar_label(bars, fmt="%.3g", fontsize=8)
     axes.set_xticks(range(len(milliseconds)), [_verbatim(name) for name in milliseconds])

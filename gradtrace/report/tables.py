@@ -45,7 +45,15 @@ def ledger_table(ledger: Ledger) -> Table:
                 f"{record.nonfinite + record.skipped + record.missing:,}",
             )
         )
-    columns = ("parameter", "shape", "steps", "never supported", "share", "mean events a step", "unusable steps")
+    columns = (
+        "parameter",
+        "shape",
+        "steps",
+        "never supported",
+        "share",
+        "mean events a step",
+        "unusable steps",
+    )
     note = "Never supported: no recorded step gave this weight a nonzero gradient."
     return Table(f"{ledger.steps:,} steps in {len(ledger.entries)} entries", columns, tuple(rows), note)
 
@@ -68,15 +76,17 @@ def verdict_lines(curves: Curves) -> tuple[str, ...]:
     """Which criterion wins at which density, said plainly."""
     lines = []
     for v in curves.verdicts():
+        names, many = " and ".join(v.winners), len(v.winners) > 1
         against = f"{v.runner_up} {v.runner_up_value:.3f}"
-        if v.clear:
-            what = f"{v.winner} wins with {v.value:.3f}, ahead of {against} in all {v.runs} runs."
-        elif v.value == v.runner_up_value:
-            what = f"{v.winner} and {v.runner_up} are level at {v.value:.3f}."
+        if not v.runner_up:
+            what = f"{names} are equal in every run, {v.value:.3f}."
+        elif v.clear:
+            win = f"{'(equal in every run) win' if many else 'wins'} with {v.value:.3f}"
+            what = f"{names} {win}, ahead of {against} in all {v.runs} runs."
         else:
+            runs = "run" if v.runs == 1 else "runs"
             what = (
-                f"no clear winner: {v.winner} {v.value:.3f} before {against}, ahead in {v.ahead} of {v.runs} "
-                f"{'run' if v.runs == 1 else 'runs'}."
+                f"no clear winner: {names} {v.value:.3f}, {against}; ahead in {v.ahead} of {v.runs} {runs}."
             )
         lines.append(f"At density {v.density:g}: {what}")
     return tuple(lines)
@@ -107,7 +117,9 @@ def never_supported_table(found: NeverSupported) -> Table:
     )
     title = f"{found.never:,} of {found.dependencies:,} dependencies ({found.share:.1%}) were never supported"
     note = f"Pointing at random would be right {found.share:.1%} of the time."
-    return Table(title, ("criterion", "calls", "right", "found (recall)", "right calls (precision)"), rows, note)
+    return Table(
+        title, ("criterion", "calls", "right", "found (recall)", "right calls (precision)"), rows, note
+    )
 
 
 def plan_table(plan: Plan) -> Table:

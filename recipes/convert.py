@@ -1,0 +1,67 @@
+"""Turn a trained MLP and its ledger into sub-operators: score, select, plan, convert, verify, save."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from mnist import digits, model, validate
+from rich.console import Console
+
+import gradtrace as gt
+from gradtrace.report.latency import interleaved
+from gradtrace.report.tables import plan_table
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="A run of train.py: its ledger and checkpoint.")] = Path(
+        "runs/mnist/seed-0"
+    ),
+    by: Annotated[str, typer.Option(help="Criterion (`gradtrace criteria` lists them).")] = "support",
+    density: Annotated[float, typer.Option(help="Share of each layer's dependencies to keep.")] = 0.5,
+    tokens: Annotated[int, typer.Option(min=1, help="Images a batch that the plan is timed for.")] = 512,
+    refuse: Annotated[bool, typer.Option(help="Leave dense what would not be faster.")] = True,
+) -> None:
+    """Convert one run; writes RUN/converted, RUN/plan.json and RUN/mask.safetensors, replacing what is there.
+
+    Rows of 64 outputs share one set of inputs, so that what stays runs as dense products. Look at
+    `python recipes/compare.py` next, or try `--density 0.2`, `--by magnitude`, `--no-refuse`.
+    """
+    console = Console(highlight=False)
+    dense = model()
+    with console.status("scoring, planning and timing"):
+        ledger = gt.Ledger.open(run / "mnist.ledger.zarr")
+        dense.load_state_dict(torch.load(run / "mnist.ckpt", weights_only=True)["state_dict"])
+        dense.eval()
+        scores = gt.score(ledger, dense, by=by)
+        mask = gt.select(scores, density=density, granularity="rows")
+        plan = gt.plan(dense, mask, tokens=tokens, refuse=refuse)
+        converted = gt.convert_(deepcopy(dense), plan)
+        masked = gt.apply_mask_(deepcopy(dense), plan)
+        images = digits().test_images
+        report = gt.verify(masked, converted, images)
+        batch = images[torch.arange(tokens) % len(images)]
+        latency = interleaved({"dense": dense, "decomposed": converted}, batch)
+
+    console.print(plan_table(plan).rich())
+    for name, layer in plan.items():
+        if layer.choice == "dense":
+            console.print(f"Refused: {name}, {layer.reason}")
+    console.print(f"Verified against the masked dense model: {report}")
+    for name, net in (("dense", dense), ("decomposed", converted)):
+        console.print(
+            f"{name:<10} accuracy {validate(net):.1%}, {latency[name].median * 1e3:.2f} ms for {tokens} "
+            f"images, {sum(p.numel() for p in net.parameters()):,} parameters"
+        )
+
+    mask.save(run / "mask.safetensors")
+    plan.save(run / "plan.json")
+    gt.save(converted, run / "converted")
+    console.print(f"Saved: {run / 'converted'}, {run / 'plan.json'}, {run / 'mask.safetensors'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
