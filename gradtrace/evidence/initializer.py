@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 from scipy import stats
 
 from gradtrace.errors import InvalidValueError
@@ -77,7 +78,8 @@ def _checked(value: object, where: str) -> Distribution:
             remedy="pass e.g. scipy.stats.norm(0, 0.02)",
         )
     try:
-        centre, spread = float(value.median()), float(value.std())
+        with np.errstate(invalid="ignore"):  # parameters out of range end in NaN, refused below
+            centre, spread = float(value.median()), float(value.std())
     except (TypeError, ValueError) as error:
         raise InvalidValueError(
             where,

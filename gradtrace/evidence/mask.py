@@ -68,7 +68,8 @@ class Mask(NamedArrays[np.bool_]):
 
 
 def _bools(name: object, value: Any) -> NDArray[np.bool_]:
-    if not isinstance(name, str) or not name:
+    # The file format keeps one name for itself, and what cannot be printed is no name that load would take.
+    if not isinstance(name, str) or not name or not name.isprintable() or name == "__metadata__":
         raise InvalidValueError("mask", expected="names of parameters as keys", got=repr(name))
     # A bool tensor is taken as well; np.asarray fails on one that lives on a device.
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -34,8 +34,9 @@ def write_mask(arrays: Mapping[str, Bools], provenance: Mapping[str, Any], path:
     """Write to a temporary sibling, then put it in place. Errors: see `Mask.save`."""
     target = Path(path)
     header = json.dumps({"format": FORMAT, "names": list(arrays), "provenance": provenance})
-    # safetensors writes a view's whole memory, whatever its strides say.
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {_KEY: header})
+    # safetensors writes a view's whole memory, whatever its strides say; ascontiguousarray would lift 0-d to
+    # 1-d.
+    data = save({name: np.array(array, order="C") for name, array in arrays.items()}, {_KEY: header})
     if target.is_dir() or not target.parent.is_dir():
         raise InvalidValueError(
             f"mask path '{target}'",

@@ -7,8 +7,8 @@ for any continuous initializer, symmetric or not:
 
 Under decay W = f(W_0), with f the replayed run (see `decay`), so the tails are those of the starting values:
 F_W(x) = F_0(f^-1(x)). Adam with L2 makes f overshoot near zero, where it is not monotone; there f is replaced
-by its running maximum, which can only make p larger. Where f is monotone (AdamW, SGD without overshoot) p is
-exact.
+by its running maximum: p is exact for a w beyond every overshoot, and can only be too large elsewhere.
+For AdamW and SGD p is exact throughout.
 
 A stored weight is a rounded one. A uniform null ends sharply, and rounding can push a weight past its end, to
 p = 0: in bfloat16 one in several hundred, in float32 a few of 10^8, enough to break any control of the error

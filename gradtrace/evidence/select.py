@@ -36,8 +36,8 @@ def select(
     `density` in (0, 1]: the share kept, of every parameter (scope "layer") or of all together ("global").
     Elements are kept in exact number, round(density * size), a half to the even side. "tile" (16 x 16) and
     "rows" (64 consecutive outputs share one input set) keep whole units, best mean score first, as many as
-    come nearest to that number of elements (the fewer of two), but at least one. Equal scores: the earlier
-    parameter and the lower index in row-major order win.
+    come nearest to that number of elements (the fewer of two), but at least one unless that number is 0.
+    Equal scores: the earlier parameter and the lower index in row-major order win.
 
     `fdr` in (0, 1]: keep what Benjamini-Hochberg rejects at that rate, on the p-values of every parameter, or
     of all together; only elements, and only for criteria that are tests.

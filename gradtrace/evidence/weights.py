@@ -201,7 +201,7 @@ def _identity(value: Any) -> object:
             if pointer
             else id(value)
         )
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, ValueError, NotImplementedError):
         return id(value)
 
 
