@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +17,7 @@ from gradtrace.structure.sub_operator import SubOperator
 __all__ = ["CHOICES", "DENSE", "LayerPlan", "Plan"]
 
 DENSE = "dense"
+_LARGEST = sys.float_info.max
 CHOICES = (DENSE, "trimmed", "components", "row groups")
 
 
@@ -50,7 +52,7 @@ class LayerPlan:
             value = getattr(self, name)
             if value is None and name == "measured":
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
                 raise InvalidValueError(name, expected="a finite number of at least 0", got=repr(value)[:80])
             object.__setattr__(self, name, float(value))
         if not isinstance(self.reason, str):
@@ -106,7 +108,8 @@ class Plan(Mapping[str, LayerPlan]):
         """Write the plan as one JSON file; a file at `path` is replaced in one step.
 
         Raises:
-            InvalidValueError: `path` is a directory or cannot be written, or the provenance is not JSON.
+            InvalidValueError: `path` is no file in an existing directory, or the provenance is not JSON.
+            StorageError: the disk failed; what was at `path` is still there.
         """
         from gradtrace.structure.plan_file import write_plan  # which imports this file
 

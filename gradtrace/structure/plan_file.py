@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, UnreadableFileError, UnsupportedFormatError
+from gradtrace.ledger.storage import surfacing
 from gradtrace.structure.plan import DENSE, LayerPlan, Plan
 from gradtrace.structure.sub_operator import SubOperator
 
@@ -39,32 +40,28 @@ def write_plan(plan: Plan, path: str | PathLike[str]) -> None:
         text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidValueError("plan provenance", expected="plain JSON values", got=str(error)) from error
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; a plan is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    if target.is_dir() or not target.parent.is_dir():
         raise InvalidValueError(
             f"plan path '{target}'",
-            expected="a file in an existing directory that can be written",
-            got=error.strerror or str(error),
-        ) from error
+            expected="a file in an existing directory",
+            got="a directory" if target.is_dir() else f"no directory '{target.parent}'",
+        )
+    temporary = target.with_name(f".{uuid4().hex}.tmp")
+    with surfacing(f"writing {target}"):
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_plan(path: str | PathLike[str]) -> Plan:
     """Read and check the plan at `path`; the errors are those of `Plan.load`."""
     try:
-        document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        document: Any = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise UnreadableFileError(
             f"plan '{path}' cannot be read", got=error.strerror or str(error)
@@ -88,12 +85,19 @@ def read_plan(path: str | PathLike[str]) -> Plan:
     read = {}
     for name, value in layers.items():
         try:
+            # Names and reasons are printed to terminals and pages.
+            if not name.isprintable():
+                raise InvalidValueError("layer name", expected="printable characters", got=repr(name)[:80])
             read[name] = _layer_from_json(value)
         except InvalidValueError as error:
             raise UnreadableFileError(
                 f"plan '{path}' is broken at layer '{name}'", got=error.message
             ) from error
     return Plan(read, provenance)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
@@ -116,6 +120,8 @@ def _layer_from_json(value: object) -> LayerPlan:
     listed = value["sub_operators"]
     if not isinstance(listed, list):
         raise InvalidValueError("sub_operators", expected="a list", got=repr(listed)[:80])
+    if isinstance(value["reason"], str) and not value["reason"].isprintable():
+        raise InvalidValueError("reason", expected="printable characters", got=repr(value["reason"])[:80])
     return LayerPlan(
         choice=value["choice"],
         sub_operators=tuple(SubOperator.from_json(part) for part in listed),

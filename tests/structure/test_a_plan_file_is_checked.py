@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gradtrace.errors import (
     GradtraceError,
     InvalidValueError,
+    StorageError,
     UnknownNameError,
     UnreadableFileError,
     UnsupportedFormatError,
@@ -30,6 +31,7 @@ from gradtrace.structure.trimmed import trimmed
 
 KEPT = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.bool_)
 Edit = Callable[[dict[str, Any]], object]
+printable = st.text().filter(str.isprintable)
 
 
 def small_plan() -> Plan:
@@ -51,12 +53,12 @@ def layer_plans(draw: st.DrawFn) -> LayerPlan:
     seconds = st.floats(0, 1e6)
     measured = draw(st.none() | seconds)
     return LayerPlan(
-        choice, methods[choice](mask), mask, draw(seconds), draw(seconds), measured, draw(st.text())
+        choice, methods[choice](mask), mask, draw(seconds), draw(seconds), measured, draw(printable)
     )
 
 
 @given(
-    layers=st.dictionaries(st.text(), layer_plans(), max_size=3),
+    layers=st.dictionaries(printable, layer_plans(), max_size=3),
     provenance=st.dictionaries(st.text(), st.text()),
 )
 def test_a_plan_comes_back_from_disk_as_it_was(
@@ -184,7 +186,22 @@ EDITS: dict[str, tuple[Edit, type[GradtraceError], str]] = {
     "a time that is not finite": (
         lambda d: layer_of(d).update(dense=float("nan")),
         UnreadableFileError,
+        "NaN is no number",
+    ),
+    "a time beyond all numbers": (
+        lambda d: layer_of(d).update(dense=10**400),
+        UnreadableFileError,
         "dense: expected a finite number",
+    ),
+    "a reason that moves the cursor": (
+        lambda d: layer_of(d).update(reason="fast\x1b[2J"),
+        UnreadableFileError,
+        "reason: expected printable characters",
+    ),
+    "a name that moves the cursor": (
+        lambda d: d["layers"].update({"net\x1b[2J": layer_of(d)}),
+        UnreadableFileError,
+        "layer name: expected printable characters",
     ),
     "a reason that is no text": (
         lambda d: layer_of(d).update(reason=None),
@@ -262,7 +279,7 @@ def test_a_failed_save_keeps_the_plan_that_was_there(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InvalidValueError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         Plan({}).save(path)
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("plan.json", before)]
 

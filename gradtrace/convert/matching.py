@@ -1,0 +1,89 @@
+"""The layers that a plan or a saved model speaks of, found in a model or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+from torch import nn
+
+from gradtrace.convert.linears import LinearLayer, linears, nearest
+from gradtrace.convert.routed_linear import RoutedLinear
+from gradtrace.errors import MismatchError, StateError, UnsupportedError
+from gradtrace.ledger.names import canonical
+
+__all__ = ["check_replaceable", "match_layers"]
+
+_MODULE_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def match_layers(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str
+) -> dict[str, LinearLayer]:
+    """The model's nn.Linear layers by name, among them every one of `shapes`: name -> (outputs, inputs).
+
+    Raises:
+        MismatchError: `what` (the plan, the saved model) names a layer that the model lacks or has in
+        another shape. StateError: it names a layer that has been converted already.
+    """
+    layers = linears(model)
+    for name, shape in shapes.items():
+        if name not in layers:
+            _refuse_missing(model, name, layers, what)
+        if layers[name].shape != shape:
+            raise MismatchError(
+                f"{what} is for another model: layer '{name}'",
+                expected=f"(outputs, inputs) {shape}",
+                got=str(layers[name].shape),
+                remedy="use the model that it was made for",
+            )
+    return layers
+
+
+def check_replaceable(layers: Iterable[LinearLayer]) -> None:
+    """Refuse, by name, layers that cannot be replaced, or whose hooks would be lost.
+
+    Raises:
+        UnsupportedError: naming the first such layer.
+    """
+    for layer in layers:
+        if layer.obstacle:
+            raise UnsupportedError(
+                f"layer '{layer.name}' cannot be converted: {layer.obstacle}",
+                remedy="leave it out of the plan",
+            )
+        hooks = [kind for kind in _MODULE_HOOKS if getattr(layer.module, kind)]
+        for parameter in layer.module.parameters(recurse=False):
+            hooks += [f"parameter{kind}" for kind in _PARAMETER_HOOKS if getattr(parameter, kind, None)]
+        if hooks:
+            raise UnsupportedError(
+                f"layer '{layer.name}' carries {hooks[0].strip('_').replace('_', ' ')}",
+                remedy="remove them, convert, and register them again on the new layer",
+            )
+
+
+def _refuse_missing(model: nn.Module, name: str, layers: Mapping[str, LinearLayer], what: str) -> NoReturn:
+    converted = {
+        canonical(there): isinstance(module, RoutedLinear) for there, module in model.named_modules()
+    }
+    if converted.get(name):
+        raise StateError(
+            f"layer '{name}' has been converted already", remedy="use a freshly built dense model"
+        )
+    wrapped = f"module.{name}" in layers
+    raise MismatchError(
+        f"{what} is for another model: there is no nn.Linear '{name}'",
+        remedy="pass the module inside the wrapper (model.module)"
+        if wrapped
+        else nearest(name, list(layers)),
+    )

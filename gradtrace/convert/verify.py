@@ -1,0 +1,176 @@
+"""A converted model must compute what the masked dense model computes: the check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradtrace.convert.linears import nearest
+from gradtrace.convert.routed_linear import RoutedLinear
+from gradtrace.errors import InvalidValueError, MismatchError, NotEquivalentError
+from gradtrace.ledger.names import canonical
+
+__all__ = ["Difference", "Verification", "verify"]
+
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest |a - reference|, and that over the largest |reference|; `tolerance` is for the latter."""
+
+    absolute: float
+    relative: float
+    tolerance: float
+
+    @property
+    def within(self) -> bool:
+        """Is it within the tolerance? Never where a number is not finite."""
+        return self.relative <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The difference of the outputs and of each converted layer on the same input, by canonical name."""
+
+    output: Difference
+    layers: Mapping[str, Difference]
+
+
+@torch.no_grad()
+def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verification:
+    """Run both models on `batch` in eval mode and compare outputs and converted layers.
+
+    `reference_model` is the dense model that `model` must equal: `apply_mask_(copy, plan)` with the plan
+    that converted it. `batch` is a tensor, a tuple of positional arguments or a dict of keyword arguments,
+    on the models' device. A layer is compared on the input that it has in `model`, so one layer's error does
+    not count for the next. Both models keep their modes and gradients. Tolerances are relative to the
+    largest reference value: 1e-12 for float64, 1e-5 for float32, 2e-3 for float16, 2e-2 for bfloat16.
+
+    Raises:
+        NotEquivalentError: a difference beyond its tolerance, or a value that is not finite.
+        MismatchError: the models have different layers or outputs.
+        InvalidValueError: a batch of another kind, or a model without any floating-point output.
+    """
+    args, kwargs = _arguments(batch)
+    with _eval(reference_model), _eval(model):
+        expected = list(_tensors(reference_model(*args, **kwargs)))
+        got = list(_tensors(model(*args, **kwargs)))
+        layers = _compare_layers(reference_model, model, args, kwargs)
+    if [value.shape for value in expected] != [value.shape for value in got]:
+        raise MismatchError(
+            "the two models give different outputs",
+            expected=str([tuple(value.shape) for value in expected]),
+            got=str([tuple(value.shape) for value in got]),
+        )
+    if not expected:
+        raise InvalidValueError("model output", expected="at least one floating-point tensor", got="none")
+    # Where a layer in the middle is bfloat16, float32 outputs are no more exact than it is.
+    coarsest = max((difference.tolerance for difference in layers.values()), default=0.0)
+    output = _largest([_difference(a, b, coarsest) for a, b in zip(got, expected, strict=True)])
+    wrong = [f"layer '{name}'" for name, difference in layers.items() if not difference.within]
+    if wrong or not output.within:
+        first = layers[wrong[0].split("'")[1]] if wrong else output
+        raise NotEquivalentError(
+            f"{', '.join(wrong) or 'the output'} of the converted model differs from the reference",
+            expected=f"a relative difference of at most {first.tolerance:g}",
+            got=f"{first.relative:.3g} (absolute {first.absolute:.3g})",
+            remedy="compare with the masked dense model: gt.apply_mask_(copy of the original, plan)",
+        )
+    return Verification(output, layers)
+
+
+def _compare_layers(
+    reference_model: nn.Module, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Difference]:
+    references = {canonical(name): module for name, module in reference_model.named_modules()}
+    found: dict[str, list[Difference]] = {}
+    handles = []
+    for name, module in ((canonical(name), module) for name, module in model.named_modules()):
+        if not isinstance(module, RoutedLinear):
+            continue
+        if name not in references:
+            raise MismatchError(
+                f"the reference has no layer '{name}'", remedy=nearest(name, list(references))
+            )
+
+        def compare(_: nn.Module, given: tuple[Tensor, ...], y: Tensor, *, name: str = name) -> None:
+            there = references[name]
+            # Not there(x): that would also run the hooks of the reference's layer.
+            found.setdefault(name, []).append(_difference(y, there.forward(given[0]), 0.0))
+
+        handles.append(module.register_forward_hook(compare))
+    try:
+        if handles:
+            with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
+                model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _largest(differences) for name, differences in found.items()}
+
+
+def _difference(got: Tensor, expected: Tensor, least_tolerance: float) -> Difference:
+    if got.shape != expected.shape:
+        raise MismatchError(
+            "the layers give different outputs",
+            expected=str(tuple(expected.shape)),
+            got=str(tuple(got.shape)),
+        )
+    tolerance = max(_TOLERANCES.get(value.dtype, 1e-5) for value in (got, expected))
+    absolute = (got.double() - expected.double()).abs().max().item() if got.numel() else 0.0
+    size = expected.double().abs().max().item() if got.numel() else 0.0
+    relative = absolute / size if size else (0.0 if absolute == 0 else float("inf"))
+    return Difference(absolute, relative, max(tolerance, least_tolerance))
+
+
+def _largest(differences: list[Difference]) -> Difference:
+    # Written so that NaN, which compares as false with everything, comes out as the largest.
+    largest = differences[0]
+    for difference in differences[1:]:
+        if not difference.relative / difference.tolerance <= largest.relative / largest.tolerance:
+            largest = difference
+    return largest
+
+
+def _arguments(batch: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    if isinstance(batch, Mapping):
+        return (), {str(name): value for name, value in batch.items()}
+    raise InvalidValueError(
+        "batch", expected="a tensor, a tuple of arguments or a dict of keywords", got=type(batch).__name__
+    )
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _tensors(value)
+    elif is_dataclass(output):
+        for field in fields(output):
+            yield from _tensors(getattr(output, field.name))
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
