@@ -58,6 +58,18 @@ def test_the_replay_equals_torch_on_zero_gradients(
     assert not np.array_equal(got, start)
 
 
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+def test_decay_that_begins_late_meets_the_state_of_the_steps_before(
+    kind: str, options: dict[str, Any], update: Callable[..., Any]
+) -> None:
+    late = [(5, 1e-2, 0.0), (20, 1e-2, 0.3)]
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    history = [update(kind, steps, lr=lr, weight_decay=decay, **plain) for steps, lr, decay in late]
+    start = np.array([0.0, 1e-6, -0.01, 0.5])
+    got = decayed(start, history)
+    np.testing.assert_allclose(got, by_torch(kind, options, start, late), rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_interpolation_is_exact_for_what_is_linear(kind: str, update: Callable[..., Any]) -> None:
     start = np.random.default_rng(0).normal(0, 0.05, (61, 43))
