@@ -77,29 +77,15 @@ def _measured(device: torch.device, dtype: torch.dtype, tokens: int, threads: in
     seconds_of = dict(zip(pairs, taken, strict=True))
     gemm = tuple(tuple(seconds_of[k, n] for n in sizes) for k in sizes)
     bare = CostTable(tokens, sizes, sizes, gemm)
-    side = min(sizes[-1], 1024)
-    structures = _structures(side)
-    x = numbers[: tokens * side].view(tokens, side)
-    layers = [RoutedLinear(side, side, parts, device=device, dtype=dtype) for parts in structures]
-    seconds = np.array(medians([_call(layer, x) for layer in layers], device, _BUDGET))
-    # What the products do not explain is spread over the counts of calls, sub-operators and elements.
-    unexplained = seconds - [bare.predict_sub_operators(parts, side) for parts in structures]
-    counts = np.array(
-        [
-            [
-                tokens * sum(len(part.inputs) for part in parts),
-                tokens * sum(len(part.outputs) for part in parts),
-                tokens * side,
-                len(parts),
-                1,
-            ]
-            for parts in structures
-        ],
-        dtype=np.float64,
-    )
+    structures = _structures(min(sizes[-1], 1024))
+    calls = [_call(side, parts, numbers, tokens) for side, parts in structures]
+    seconds = np.array(medians(calls, device, _BUDGET))
+    # What the products do not explain is spread over the counts of elements, sub-operators and calls.
+    products = np.array([bare.predict_sub_operators(parts, side) for side, parts in structures])
+    counts = np.array([_counts(side, parts, tokens) for side, parts in structures], dtype=np.float64)
     # Relative errors count, and columns of like size keep the solver well conditioned.
     scale = counts.max(axis=0)
-    costs, _ = nnls(counts / scale / seconds[:, None], unexplained / seconds)
+    costs, _ = nnls(counts / scale / seconds[:, None], (seconds - products) / seconds)
     gather, scatter, fill, per_sub_operator, per_call = (float(cost) for cost in costs / scale)
     return CostTable(tokens, sizes, sizes, gemm, gather, scatter, fill, per_sub_operator, per_call)
 
@@ -127,22 +113,38 @@ def _product(numbers: Tensor, tokens: int, inputs: int, outputs: int) -> Callabl
     return lambda: functional.linear(x, weight, bias)
 
 
-def _call(layer: RoutedLinear, x: Tensor) -> Callable[[], object]:
+def _call(side: int, parts: tuple[SubOperator, ...], numbers: Tensor, tokens: int) -> Callable[[], object]:
+    layer = RoutedLinear(side, side, parts, device=numbers.device, dtype=numbers.dtype)
+    x = numbers[: tokens * side].view(tokens, side)
     return lambda: layer(x)
 
 
-def _structures(side: int) -> list[tuple[SubOperator, ...]]:
-    """Structures of a square layer whose pieces, reads, writes and dead outputs vary independently."""
+def _counts(side: int, parts: tuple[SubOperator, ...], tokens: int) -> list[int]:
+    """How many elements are gathered, scattered and filled, how many sub-operators run, and the one call."""
+    gathered, scattered = sum(len(part.inputs) for part in parts), sum(len(part.outputs) for part in parts)
+    return [tokens * gathered, tokens * scattered, tokens * side, len(parts), 1]
+
+
+def _structures(side: int) -> list[tuple[int, tuple[SubOperator, ...]]]:
+    """Square layers (side, sub-operators) whose counts of everything that costs vary independently."""
 
     def spread(count: int, inputs: int, outputs: int) -> tuple[SubOperator, ...]:
         # Indices a stride apart, as a mask's are; outputs are disjoint.
         source = np.linspace(0, side - 1, inputs).astype(np.int64)
         return tuple(SubOperator(source, np.arange(outputs) * count + number) for number in range(count))
 
-    quarter, half = side // 4, side // 2
-    shapes = [(1, 16, 16), (1, side, quarter), (1, half, half), (1, half, side), (4, half, quarter)]
-    shapes += [(4, 16, quarter), (4, quarter, 4), (16, 16, side // 16), (16, half, side // 16), (16, 16, 1)]
-    return [(), *(spread(count, min(inputs, side), max(outputs, 1)) for count, inputs, outputs in shapes)]
+    quarter, half, slim = side // 4, side // 2, max(side // 64, 1)
+    shapes = [(1, slim, slim), (1, side, quarter), (1, half, half), (1, half, side), (4, half, quarter)]
+    shapes += [
+        (4, slim, quarter),
+        (4, quarter, slim),
+        (slim, slim, slim),
+        (16, half, side // 16),
+        (16, slim, 1),
+    ]
+    large = [(side, spread(*shape)) for shape in shapes if shape[0] * shape[2] <= side]
+    small = (quarter, (SubOperator(np.arange(quarter // 2) * 2, np.arange(quarter)),))
+    return [(side, ()), (quarter, ()), small, *large]
 
 
 def _wait(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -57,11 +58,15 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about storages of old files, nothing a reader could act on
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # A file, not its path: by the path's ending torch would take it for safetensors.
+            with path.open("rb") as file:
+                content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds on damaged or malicious files
+        # Torch's own words advise weights_only=False: they are not passed on.
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise UnreadableFileError(
             f"weights file '{path}' is damaged, or holds more than plain tensors",
-            got=str(error).strip().split("\n")[0][:160],
+            got=f"a pickle of {named[1][:80]}" if named else type(error).__name__,
             remedy="save only the state_dict: torch.save(model.state_dict(), path), or use safetensors",
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -28,7 +28,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def table(*key: object) -> CostTable:
         state.asked.append(key)
-        return state.table
+        found: CostTable = state.table
+        return found
 
     monkeypatch.setattr(planning, "cost_table", table)
     monkeypatch.setattr(planning, "measure_beside", lambda linear, routed, tokens: (1.0, 1.0 / state.speed))

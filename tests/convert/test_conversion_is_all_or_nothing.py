@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import gradtrace as gt
-from gradtrace.convert import surgery
 from gradtrace.convert.linears import linears
 from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, StateError, UnsupportedError
 from gradtrace.structure.plan import LayerPlan, Plan
@@ -42,6 +41,12 @@ def planned(model: nn.Module, masks: Masks, dense: tuple[str, ...] = ()) -> Plan
 def snapshot(model: nn.Module) -> tuple[list[int], dict[str, Tensor]]:
     modules = [id(module) for module in model.modules()]
     return modules, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def compiled_of(model: nn.Module) -> nn.Module:
+    wrapped = torch.compile(copy.deepcopy(model), backend="eager")
+    assert isinstance(wrapped, nn.Module)
+    return wrapped
 
 
 def assert_untouched(model: nn.Module, before: tuple[list[int], dict[str, Tensor]]) -> None:
@@ -104,7 +109,7 @@ def test_layers_left_dense_keep_their_weights_unless_masked(masks_of: MasksOf, m
     model = mlp()
     masks = masks_of(model)
     plan = planned(model, masks, dense=("3",))
-    before = model[3].weight.detach().clone()
+    before = model.get_parameter("3.weight").detach().clone()
     reference = gt.apply_mask_(copy.deepcopy(model), plan, masked=masked)
     gt.convert_(model, plan, masked=masked)
     kept = torch.from_numpy(masks["3.weight"])
@@ -120,7 +125,7 @@ def test_apply_mask_zeroes_exactly_what_a_mask_drops(masks_of: MasksOf) -> None:
     assert gt.apply_mask_(model, gt.Mask(masks)) is model
     for name, mask in masks.items():
         assert torch.equal(model.state_dict()[name], before[name] * torch.from_numpy(mask))
-    assert torch.equal(model[1].bias, before["1.bias"])
+    assert torch.equal(model.get_parameter("1.bias"), before["1.bias"])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,7 @@ def test_a_second_layer_that_fails_leaves_the_first_as_it_was(
     model = mlp()
     plan = planned(model, masks_of(model))
     before = snapshot(model)
-    real, built = gt.RoutedLinear.from_linear, []
+    real, built = gt.RoutedLinear.from_linear, list[gt.RoutedLinear]()
 
     def fail(linear: nn.Linear, layer_plan: LayerPlan) -> gt.RoutedLinear:
         if built:
@@ -166,7 +171,7 @@ def test_a_second_layer_that_fails_leaves_the_first_as_it_was(
         built.append(real(linear, layer_plan))
         return built[0]
 
-    monkeypatch.setattr(surgery.RoutedLinear, "from_linear", fail)
+    monkeypatch.setattr(gt.RoutedLinear, "from_linear", fail)
     with pytest.raises(MemoryError, match="the second layer"):
         gt.convert_(model, plan, masked=True)
     assert len(built) == 1
@@ -194,7 +199,7 @@ def hooked() -> nn.Module:
 
 def hooked_parameter() -> nn.Module:
     model = mlp()
-    model[3].weight.register_hook(lambda grad: grad * 2)
+    model.get_parameter("3.weight").register_hook(lambda grad: grad * 2)
     return model
 
 
@@ -317,7 +322,7 @@ def test_a_layer_that_hangs_in_two_places_is_replaced_in_both() -> None:
     reference = gt.apply_mask_(copy.deepcopy(model), {"b.1.weight": mask})
     gt.convert_(model, planned(model, {"a.weight": mask}))
     assert isinstance(model["a"], gt.RoutedLinear)
-    assert model["b"][1] is model["a"]
+    assert model.get_submodule("b.1") is model["a"]
     assert_equal_outputs(model["b"], reference["b"], torch.randn(5, 24))
 
 
@@ -348,7 +353,7 @@ def test_modes_devices_dtypes_and_frozen_weights_are_kept(masks_of: MasksOf) -> 
 @pytest.mark.parametrize("called_before", [False, True])
 def test_the_layers_inside_a_compiled_model_are_converted(masks_of: MasksOf, called_before: bool) -> None:
     plain = mlp().eval()
-    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    compiled = compiled_of(plain)
     masks = masks_of(plain)
     x = torch.randn(5, 24)
     if called_before:
@@ -362,7 +367,7 @@ def test_the_layers_inside_a_compiled_model_are_converted(masks_of: MasksOf, cal
 @pytest.mark.parametrize("called_before", [False, True])
 def test_a_layer_that_is_compiled_alone_is_converted_inside_its_wrapper(called_before: bool) -> None:
     plain = nn.Sequential(nn.Linear(24, 40)).eval()
-    model = nn.Sequential(torch.compile(copy.deepcopy(plain[0]), backend="eager"))
+    model = nn.Sequential(compiled_of(plain[0]))
     mask = np.random.default_rng(0).random((40, 24)) < 0.3
     x = torch.randn(5, 24)
     if called_before:
@@ -376,7 +381,7 @@ def test_a_layer_that_is_compiled_alone_is_converted_inside_its_wrapper(called_b
 def test_masks_may_name_a_compiled_models_parameters_either_way(masks_of: MasksOf) -> None:
     plain = mlp()
     masks = masks_of(plain)
-    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    compiled = compiled_of(plain)
     gt.apply_mask_(compiled, {f"_orig_mod.{name}": mask for name, mask in masks.items()})
     gt.apply_mask_(plain, masks)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), compiled.parameters(), strict=True))
