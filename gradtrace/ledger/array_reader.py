@@ -7,22 +7,15 @@ from typing import Any
 import numpy as np
 
 from gradtrace.errors import CorruptLedgerError
+from gradtrace.ledger.array_format import CRC_BYTES, ROOT, array_metadata, chunk_elements
+from gradtrace.ledger.commit import ArrayDigest
 from gradtrace.ledger.encoding import checksum, decode, reading
-from gradtrace.ledger.entry import ArrayDigest
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["StoredArray", "chunk_elements"]
+__all__ = ["StoredArray"]
 
-CHUNK_ELEMENTS = 4 * 1024 * 1024
-_CRC_BYTES = 4
-
-
-def chunk_elements(size: int) -> int:
-    """Return the elements per chunk of an array of `size`: as few chunks as fit the limit, and those even.
-
-    zarr stores the last chunk padded to full length; even chunks keep that padding below one element a chunk.
-    """
-    return max(1, -(-size // max(1, -(-size // CHUNK_ELEMENTS))))
+# The rest of zarr.json means nothing to a reader: attributes, and a fill value that is never used.
+_BINDING = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
 
 
 class StoredArray:
@@ -46,25 +39,19 @@ class StoredArray:
         self._check_metadata()
 
     def _check_metadata(self) -> None:
-        raw = self._storage.get(f"{self._key}/zarr.json")
+        raw = self._storage.get(f"{self._key}/{ROOT}")
         if raw is None:
             raise CorruptLedgerError(f"{self._what}: zarr.json is missing")
         if checksum(raw) != self._digest.metadata:
             raise self._differs("zarr.json", self._digest.metadata, checksum(raw))
         with reading(f"{self._what}: zarr.json"):
             metadata = decode(raw)
-        expected = {
-            "shape": [self._size],
-            "data_type": self._dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_elements]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        }
-        for name, value in expected.items():
+        expected = array_metadata(self._size, self._dtype)
+        for name in _BINDING:
             got = metadata.get(name) if isinstance(metadata, dict) else None
-            if got != value:
+            if got != expected[name]:
                 raise CorruptLedgerError(
-                    f"{self._what}: {name} in zarr.json", expected=repr(value), got=repr(got)[:80]
+                    f"{self._what}: {name} in zarr.json", expected=repr(expected[name]), got=repr(got)[:80]
                 )
         if len(self._digest.chunks) != -(-self._size // self.chunk_elements):
             raise CorruptLedgerError(f"{self._what}: its commit names {len(self._digest.chunks)} chunks")
@@ -76,14 +63,14 @@ class StoredArray:
             raise CorruptLedgerError(f"{self._what}: chunk {number} is missing")
         count = min(self.chunk_elements, self._size - number * self.chunk_elements)
         # The last chunk of a zarr array is stored whole, padded with the fill value.
-        stored = self.chunk_elements * self._dtype.itemsize + _CRC_BYTES
+        stored = self.chunk_elements * self._dtype.itemsize + CRC_BYTES
         if len(raw) != stored:
             raise CorruptLedgerError(
                 f"{self._what}: chunk {number} is truncated", expected=f"{stored} bytes", got=str(len(raw))
             )
         values = np.frombuffer(raw, self._dtype.newbyteorder("<"), count=self.chunk_elements)
         found = checksum(values)
-        trailer = f"{int.from_bytes(raw[-_CRC_BYTES:], 'little'):08x}"
+        trailer = f"{int.from_bytes(raw[-CRC_BYTES:], 'little'):08x}"
         for digest in (self._digest.chunks[number], trailer):
             if found != digest:
                 raise self._differs(f"chunk {number}", digest, found)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from gradtrace.errors import CorruptLedgerError, InvalidValueError
+from gradtrace.ledger.commit import Commit, decode_commit, encode_commit, span_of
 from gradtrace.ledger.encoding import reading
-from gradtrace.ledger.entry import Commit, Void, decode_commit, encode_commit
+from gradtrace.ledger.entry import Void
 from gradtrace.ledger.header import FORMAT
 from gradtrace.ledger.paths import COMMITS, commit_key, parse_span
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["read_commits", "span_of", "write_commit"]
-
-
-def span_of(commit: Commit | Void) -> tuple[int, int, int]:
-    """Return (begin, end, generation)."""
-    span = commit.entry if isinstance(commit, Commit) else commit
-    return span.begin, span.end, span.generation
+__all__ = ["read_commits", "write_commit"]
 
 
 def write_commit(storage: Storage, run: str, commit: Commit | Void) -> None:

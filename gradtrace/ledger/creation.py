@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from filelock import FileLock
 
 from gradtrace.errors import GradtraceError, LedgerExistsError, LedgerNotFoundError
-from gradtrace.ledger.header import GROUP, ROOT, Header, read_header
+from gradtrace.ledger.array_format import GROUP, ROOT
+from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.lock import LOCK, acquire
 from gradtrace.ledger.paths import COMMITS, ENTRIES, LAYOUTS
 from gradtrace.ledger.storage import PARTIAL, Storage, surfacing
@@ -29,10 +29,11 @@ def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileL
         StorageError: the disk failed; what was not there before is not there now.
     """
     _is_empty(storage, overwrite=overwrite)
-    made: list[Path] = storage.make()
+    missing = storage.missing()
     lock: FileLock | None = None
     fresh = False
     try:
+        storage.make()
         lock = acquire(storage)
         # Looked at again under the lock: another process may have come first.
         fresh = _is_empty(storage, overwrite=overwrite)
@@ -46,7 +47,7 @@ def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileL
             _remove(storage)
         if lock is not None:
             lock.release()
-        for path in reversed(made):
+        for path in reversed(missing):
             with suppress(OSError):
                 path.rmdir()
         raise

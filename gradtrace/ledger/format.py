@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import ACCUMULATORS, FORMAT
-from gradtrace.ledger.layout import Layout, Piece
+from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.parameter import ParameterInfo
+from gradtrace.ledger.piece import Piece
 
 __all__ = ["ACCUMULATORS", "FORMAT", "Entry", "Layout", "ParameterInfo", "Piece"]

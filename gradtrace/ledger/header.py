@@ -16,14 +16,14 @@ from gradtrace.errors import (
     LedgerNotFoundError,
     UnsupportedFormatError,
 )
+from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, encode, field, reading
 from gradtrace.ledger.paths import COMMITS
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["ACCUMULATORS", "FORMAT", "GROUP", "ROOT", "Header", "read_header"]
+__all__ = ["ACCUMULATORS", "FORMAT", "Header", "appendable_header", "read_header"]
 
 FORMAT = "1.0"
-ROOT = "zarr.json"
 ACCUMULATORS: Mapping[str, str] = MappingProxyType(
     {
         "grad_sum": "float32",
@@ -34,7 +34,6 @@ ACCUMULATORS: Mapping[str, str] = MappingProxyType(
         "window_votes": "int32",
     }
 )
-GROUP = encode({"zarr_format": 3, "node_type": "group", "attributes": {}})
 _KEY = "gradtrace"
 
 
@@ -43,6 +42,7 @@ class Header:
     """What the root group's attribute "gradtrace" says.
 
     Attributes:
+        version: format number, major.minor.
         run_id: names the run; commits of another run do not count.
         created: ISO 8601 time in UTC.
         library: version of the library that wrote it.
@@ -50,6 +50,7 @@ class Header:
         settings: what the recorder was told.
     """
 
+    version: str
     run_id: str
     created: str
     library: str
@@ -63,12 +64,17 @@ class Header:
             raise InvalidValueError("settings", expected="a mapping", got=type(settings).__name__)
         plain: Mapping[str, Any] = decode(encode(settings))
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(uuid.uuid4().hex, created, __version__, ACCUMULATORS, MappingProxyType(plain))
+        return cls(FORMAT, uuid.uuid4().hex, created, __version__, ACCUMULATORS, MappingProxyType(plain))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this library knows everything that the format asks of a writer."""
+        return int(self.version.partition(".")[2]) <= int(FORMAT.partition(".")[2])
 
     def to_bytes(self) -> bytes:
         """Return the root's zarr.json."""
         body: dict[str, JSON] = {
-            "format": FORMAT,
+            "format": self.version,
             "library": self.library,
             "run": {"id": self.run_id, "created": self.created},
             "accumulators": dict(self.accumulators),
@@ -88,18 +94,20 @@ def read_header(storage: Storage) -> Header:
     """
     raw = storage.get(ROOT)
     if raw is None:
-        if storage.names(COMMITS):
-            raise CorruptLedgerError(f"{storage.path}: {ROOT} is missing")
-        found = "something else" if storage.path.exists() else "nothing"
-        raise LedgerNotFoundError("no ledger", expected=f"one at {storage.path}", got=found)
+        raise _missing(storage, f"no {ROOT}" if storage.path.exists() else "nothing")
     with reading(f"{storage.path / ROOT}"):
         data = decode(raw)
         attributes = data.get("attributes") if isinstance(data, dict) else None
         if not isinstance(attributes, dict) or _KEY not in attributes:
-            raise LedgerNotFoundError(
-                "no ledger", expected=f"one at {storage.path}", got=f"a {ROOT} without {_KEY!r}"
-            )
+            raise _missing(storage, f"a {ROOT} without {_KEY!r}")
         return _parse(field(attributes, _KEY, dict), storage)
+
+
+def _missing(storage: Storage, got: str) -> CorruptLedgerError | LedgerNotFoundError:
+    # Where commits lie there was a ledger.
+    if storage.names(COMMITS):
+        return CorruptLedgerError(f"{storage.path / ROOT} is damaged", expected="a ledger's header", got=got)
+    return LedgerNotFoundError("no ledger", expected=f"one at {storage.path}", got=got)
 
 
 def _parse(body: dict[str, Any], storage: Storage) -> Header:
@@ -124,9 +132,24 @@ def _parse(body: dict[str, Any], storage: Storage) -> Header:
             known[name] = ACCUMULATORS[name]
     run = field(body, "run", dict)
     return Header(
+        version,
         field(run, "id", str),
         field(run, "created", str),
         field(body, "library", str),
         MappingProxyType(known),
         MappingProxyType(field(body, "settings", dict)),
     )
+
+
+def appendable_header(storage: Storage) -> Header:
+    """Return the header of a ledger to append to; also a later minor format is an UnsupportedFormatError."""
+    header = read_header(storage)
+    if not header.is_ours:
+        # Its entries may need accumulators that this library does not know.
+        raise UnsupportedFormatError(
+            f"format of {storage.path}",
+            expected=f"at most {FORMAT} to append to",
+            got=header.version,
+            remedy="go on with the gradtrace version that wrote it, or a newer one",
+        )
+    return header

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from gradtrace.errors import CorruptLedgerError, InvalidValueError
+from gradtrace.ledger.array_format import GROUP, ROOT
+from gradtrace.ledger.array_writer import write_array
+from gradtrace.ledger.commit import ArrayDigest
 from gradtrace.ledger.encoding import checksum, decode, encode, field, reading
-from gradtrace.ledger.entry import ArrayDigest
 from gradtrace.ledger.header import FORMAT
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.paths import layout_prefix, rank_name
@@ -37,17 +39,16 @@ def write_layout(
     storage: Storage, number: int, layout: Layout, opening: Sequence[np.ndarray[Any, Any]]
 ) -> StoredLayout:
     """Write a layout and its opening balance (per rank float32, flat) and return once both are durable."""
-    # Only writing needs zarr, and readers start faster without it.
-    from gradtrace.ledger.array_writer import write_array
-
     prefix = layout_prefix(number)
-    digests = tuple(
-        write_array(storage, prefix, opening_name(rank), weights) for rank, weights in enumerate(opening)
-    )
+    storage.write(f"{prefix}/{ROOT}", GROUP)
+    digests = []
+    for rank, weights in enumerate(opening):
+        storage.write(f"{prefix}/{rank_name(rank)}/{ROOT}", GROUP)
+        digests.append(write_array(storage, f"{prefix}/{opening_name(rank)}", weights))
     raw = encode({"format": FORMAT, "opening": [digest.to_json() for digest in digests], **layout.to_json()})
     storage.put(f"{prefix}/layout.json", raw)
     storage.sync(prefix)
-    return StoredLayout(layout, checksum(raw), digests)
+    return StoredLayout(layout, checksum(raw), tuple(digests))
 
 
 def read_layout(storage: Storage, number: int, digest: str) -> StoredLayout:

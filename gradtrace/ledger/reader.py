@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, UnknownNameError
+from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.commit_store import read_commits
 from gradtrace.ledger.details import Update, check_details
 from gradtrace.ledger.encoding import reading
-from gradtrace.ledger.entry import Commit, Entry, live_commits
+from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
+from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.paths import rank_name
 from gradtrace.ledger.record import ParameterRecord
@@ -144,8 +146,6 @@ class Ledger(Mapping[str, ParameterRecord]):
             f"<Ledger {str(self._path)!r}: {self.steps} steps in {len(self._entries)} entries, "
             f"{len(self)} parameters with {elements:,} elements>"
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _check_commit(storage: Storage, header: Header, commit: Commit, stored: StoredLayout) -> None:

@@ -9,12 +9,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradtrace.errors import GradtraceError, InvalidValueError, StorageError
-
-if TYPE_CHECKING:
-    from zarr.abc.store import Store
 
 __all__ = ["PARTIAL", "Storage", "surfacing"]
 
@@ -40,14 +36,14 @@ class Storage:
 
     Keys are segments of letters, digits, `_`, `.` and `-` joined by "/". What is written or removed never
     leaves the directory through a symbolic link. Every failure of the disk is a StorageError. A sibling for
-    object stores offers the same methods; there `put` is atomic by itself and `sync` does nothing.
+    object stores offers the same methods; there every write is atomic and durable and `sync` does nothing.
     Not safe: two processes that write the same key.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        text = os.fspath(path)
-        if not isinstance(text, str) or not text or "\0" in text or "://" in text:
-            raise InvalidValueError("ledger path", expected="a path on a local disk", got=repr(text))
+        text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+        if not text or "\0" in text or "://" in text:
+            raise InvalidValueError("ledger path", expected="a path on a local disk", got=repr(path))
         self.path = Path(os.path.abspath(text))
 
     def get(self, key: str) -> bytes | None:
@@ -84,6 +80,15 @@ class Storage:
                 raise
             self._sync_up(path.parent)
 
+    def write(self, key: str, *parts: bytes | memoryview) -> None:
+        """Write an object that nothing names yet: not atomic, and durable only after `sync`."""
+        path = self._inside(key)
+        with surfacing(f"writing {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                for part in parts:
+                    file.write(part)
+
     def delete_prefix(self, prefix: str) -> None:
         """Remove the object `prefix` and everything below it; nothing where it does not exist."""
         path = self._inside(prefix)
@@ -107,20 +112,16 @@ class Storage:
                 _sync_directory(directory)
             self._sync_up(path.parent)
 
-    def zarr_store(self, prefix: str) -> Store:
-        """Return a zarr store rooted at `prefix`. What it writes is durable only after `sync`."""
-        from zarr.storage import LocalStore
+    def missing(self) -> list[Path]:
+        """Return the directory and those of its parents that do not exist, outermost first."""
+        return [path for path in (self.path, *self.path.parents) if not path.exists()][::-1]
 
-        return LocalStore(self._inside(prefix))
-
-    def make(self) -> list[Path]:
-        """Make the directory and its parents durable; return those that were not there, outermost first."""
+    def make(self) -> None:
+        """Make the directory and its parents, durably."""
         with surfacing(f"making {self.path}"):
-            missing = [path for path in (self.path, *self.path.parents) if not path.exists()][::-1]
-            for path in missing:
+            for path in self.missing():
                 path.mkdir(exist_ok=True)
                 _sync_directory(path.parent)
-            return missing
 
     def _at(self, key: str) -> Path:
         segments = key.split("/") if key else []
@@ -132,12 +133,12 @@ class Storage:
 
     def _inside(self, key: str) -> Path:
         path = self._at(key)
-        for parent in path.parents:
-            if parent == self.path or self.path not in parent.parents:
-                break
+        segments = path.relative_to(self.path).parts
+        for count in range(1, len(segments)):
+            parent = self.path.joinpath(*segments[:count])
             if parent.is_symlink():
                 raise StorageError(
-                    f"{parent} is a symbolic link", remedy="remove it; a ledger has none inside"
+                    f"{parent} is a symbolic link", remedy="remove it: a ledger has none inside"
                 )
         return path
 

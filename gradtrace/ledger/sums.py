@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradtrace.ledger.array_reader import StoredArray, chunk_elements
-from gradtrace.ledger.entry import Commit
+from gradtrace.ledger.array_format import chunk_elements
+from gradtrace.ledger.array_reader import StoredArray
+from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.header import ACCUMULATORS
 from gradtrace.ledger.layout_store import StoredLayout, opening_name
 from gradtrace.ledger.paths import entry_prefix, layout_prefix, rank_name
@@ -63,18 +64,20 @@ class Sums:
         chunk_of: Callable[[int, int], np.ndarray[Any, Any]],
     ) -> np.ndarray[Any, Any]:
         layout = self._layouts[number].layout
-        whole = np.zeros(layout.parameters[index].shape, kind)
+        # Nothing stays unset: a layout's boxes tile each parameter.
+        whole = np.empty(layout.parameters[index].shape, kind)
         for rank, piece in layout.pieces(index):
             if not piece.size:
                 continue
-            flat = np.empty(piece.size, kind)
+            flat = whole.reshape(-1) if piece.shape == whole.shape else np.empty(piece.size, kind)
             length = chunk_elements(layout.size(rank))
             end = piece.offset + piece.size
             for chunk in range(piece.offset // length, -(-end // length)):
                 first, last = max(piece.offset, chunk * length), min(end, (chunk + 1) * length)
                 part = chunk_of(rank, chunk)[first - chunk * length : last - chunk * length]
                 flat[first - piece.offset : last - piece.offset] = part
-            whole[piece.box] = flat.reshape(piece.shape)
+            if piece.shape != whole.shape:
+                whole[piece.box] = flat.reshape(piece.shape)
         return whole
 
     def _sum_chunk(self, accumulator: str, number: int, rank: int, chunk: int) -> np.ndarray[Any, Any]:

@@ -12,20 +12,28 @@ from typing import Any, Self
 import numpy as np
 from filelock import FileLock
 
-from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, StateError
-from gradtrace.ledger.array_writer import write_array
-from gradtrace.ledger.commit_store import read_commits, write_commit
+from gradtrace.errors import (
+    GradtraceError,
+    InvalidValueError,
+    MismatchError,
+    StateError,
+)
+from gradtrace.ledger.array_format import GROUP, ROOT
+from gradtrace.ledger.array_writer import check_arrays, check_flat, write_array
+from gradtrace.ledger.commit import ArrayDigest, Commit
+from gradtrace.ledger.commit_store import write_commit
 from gradtrace.ledger.creation import check_destination, create_ledger
 from gradtrace.ledger.details import check_details
-from gradtrace.ledger.encoding import decode, encode
-from gradtrace.ledger.entry import ArrayDigest, Commit, Entry, Void, live_commits
-from gradtrace.ledger.header import Header, read_header
+from gradtrace.ledger.encoding import decode, encode, integer
+from gradtrace.ledger.entry import Entry, Void
+from gradtrace.ledger.header import Header, appendable_header
 from gradtrace.ledger.layout import Layout
-from gradtrace.ledger.layout_store import StoredLayout, read_layout, write_layout
+from gradtrace.ledger.layout_store import StoredLayout, write_layout
+from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.lock import acquire
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT, entry_prefix, rank_name
+from gradtrace.ledger.recovery import recover
 from gradtrace.ledger.storage import Storage
-from gradtrace.ledger.sweep import sweep
 
 __all__ = ["LedgerWriter", "check_destination"]
 
@@ -42,8 +50,8 @@ class LedgerWriter:
         self._stored: dict[int, StoredLayout] = {}
         self._commits: list[Commit | Void] = []
         self._live: list[Commit] = []
+        # Set while memory may not say what the disk does.
         self._doubtful = False
-        self._settle()
 
     @classmethod
     def create(
@@ -67,18 +75,23 @@ class LedgerWriter:
         """Go on with the ledger at `path`: take the lock and remove what was never committed.
 
         Raises:
-            LedgerNotFoundError, UnsupportedFormatError, CorruptLedgerError: see `Ledger.open`.
+            LedgerNotFoundError: there is none.
+            UnsupportedFormatError: it is of a later format, also of a later minor number.
+            CorruptLedgerError: its header, a commit or a layout is lost or altered.
             LedgerBusyError: another process is writing it.
+            StorageError: the disk failed.
         """
         storage = Storage(path)
-        read_header(storage)
+        appendable_header(storage)
         lock = acquire(storage)
         try:
             # Read again under the lock: the run may have been replaced in between.
-            return cls(storage, lock, read_header(storage))
+            writer = cls(storage, lock, appendable_header(storage))
+            writer._settle()
         except BaseException:
             lock.release()
             raise
+        return writer
 
     @property
     def path(self) -> Path:
@@ -122,7 +135,7 @@ class LedgerWriter:
         if len(opening) != len(layout.ranks):
             raise InvalidValueError("opening", expected=f"{len(layout.ranks)} arrays", got=str(len(opening)))
         for rank, weights in enumerate(opening):
-            _check_flat(f"opening of rank {rank}", weights, "float32", layout.size(rank))
+            check_flat(f"opening of rank {rank}", weights, "float32", layout.size(rank))
         shapes = {
             info.name: info.shape for stored in self._stored.values() for info in stored.layout.parameters
         }
@@ -174,6 +187,7 @@ class LedgerWriter:
         details: Mapping[str, object],
     ) -> Entry:
         self._ready()
+        layout = integer(layout, "layout")
         if begin != self.end:
             raise InvalidValueError(
                 "begin", expected=f"{self.end}, where the last entry ends", got=repr(begin)
@@ -190,14 +204,16 @@ class LedgerWriter:
         plain = decode(encode(details))
         entry = Entry(begin, end, generation, layout, windows, plain)
         check_details(plain, len(stored.layout.parameters))
-        self._check_arrays(stored.layout, ranks)
+        check_arrays(ranks, self._header.accumulators, stored.layout)
         prefix = entry_prefix(begin, end, generation)
         with self._undoing():
+            self._storage.write(f"{prefix}/{ROOT}", GROUP)
             digests: dict[str, ArrayDigest] = {}
             for rank, arrays in enumerate(ranks):
+                self._storage.write(f"{prefix}/{rank_name(rank)}/{ROOT}", GROUP)
                 for name in self._header.accumulators:
                     key = f"{rank_name(rank)}/{name}"
-                    digests[key] = write_array(self._storage, prefix, key, arrays[name])
+                    digests[key] = write_array(self._storage, f"{prefix}/{key}", arrays[name])
             self._storage.sync(prefix)
             commit = Commit(entry, stored.digest, digests)
             write_commit(self._storage, self.run_id, commit)
@@ -273,35 +289,5 @@ class LedgerWriter:
             raise
 
     def _settle(self) -> None:
-        commits = read_commits(self._storage, self.run_id)
-        live = live_commits(commits)
-        for commit in commits:
-            if isinstance(commit, Commit) and commit.entry.layout not in self._stored:
-                number = commit.entry.layout
-                self._stored[number] = read_layout(self._storage, number, commit.layout_digest)
-        sweep(self._storage, commits, self._stored)
-        self._commits, self._live, self._doubtful = list(commits), list(live), False
-
-    def _check_arrays(self, layout: Layout, ranks: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> None:
-        if len(ranks) != len(layout.ranks):
-            raise InvalidValueError(
-                "layout", expected=f"one of {len(ranks)} ranks", got=str(len(layout.ranks))
-            )
-        accumulators = self._header.accumulators
-        for rank, arrays in enumerate(ranks):
-            if set(arrays) != set(accumulators):
-                raise InvalidValueError(
-                    "arrays",
-                    expected=", ".join(sorted(accumulators)),
-                    got=", ".join(sorted(map(str, arrays))),
-                )
-            for name, dtype in accumulators.items():
-                _check_flat(name, arrays[name], dtype, layout.size(rank))
-
-
-def _check_flat(what: str, array: object, dtype: str, size: int) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype.name != dtype or array.shape != (size,):
-        got = f"{array.dtype.name} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InvalidValueError(what, expected=f"a numpy array {dtype} ({size},)", got=got)
-    if not array.flags.c_contiguous:
-        raise InvalidValueError(what, expected="a C-contiguous array", got=f"strides {array.strides}")
+        commits = recover(self._storage, self.run_id, self._stored)
+        self._commits, self._live, self._doubtful = list(commits), list(live_commits(commits)), False

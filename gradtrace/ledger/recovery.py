@@ -1,0 +1,53 @@
+"""Finding out what exists, and removing what no commit names: the remains of writers that died or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container
+
+from gradtrace.ledger.commit import Commit, span_of
+from gradtrace.ledger.commit_store import read_commits
+from gradtrace.ledger.entry import Void
+from gradtrace.ledger.layout_store import StoredLayout, read_layout
+from gradtrace.ledger.live import live_commits
+from gradtrace.ledger.paths import COMMITS, ENTRIES, LAYOUTS, is_layout_name, parse_span, span_name
+from gradtrace.ledger.storage import PARTIAL, Storage
+
+__all__ = ["recover"]
+
+
+def recover(storage: Storage, run: str, layouts: dict[int, StoredLayout]) -> tuple[Commit | Void, ...]:
+    """Return every commit of the run, having removed all else. Only the holder of the lock may call this.
+
+    Args:
+        storage: where the ledger lies.
+        run: its run id.
+        layouts: those to keep although no commit names them yet; committed ones are added.
+
+    Raises:
+        CorruptLedgerError: a commit or a layout is lost or altered. Then nothing is removed: what looks
+            uncommitted may be the data of the lost commit.
+    """
+    commits = read_commits(storage, run)
+    live_commits(commits)
+    for commit in commits:
+        if isinstance(commit, Commit) and commit.entry.layout not in layouts:
+            number = commit.entry.layout
+            layouts[number] = read_layout(storage, number, commit.layout_digest)
+    _sweep(storage, commits, layouts)
+    return commits
+
+
+def _sweep(storage: Storage, commits: Collection[Commit | Void], layouts: Container[int]) -> None:
+    named = {span_name(*span_of(commit)) for commit in commits}
+    holding = {span_name(*span_of(commit)) for commit in commits if isinstance(commit, Commit)}
+    # Only names that a writer of ours makes: files of others that got in here are left alone.
+    for name in storage.names(COMMITS):
+        stem = name.removesuffix(".json")
+        if name.endswith(PARTIAL) or (stem != name and parse_span(stem) and stem not in named):
+            storage.delete_prefix(f"{COMMITS}/{name}")
+    for name in storage.names(ENTRIES):
+        if parse_span(name) and name not in holding:
+            storage.delete_prefix(f"{ENTRIES}/{name}")
+    for name in storage.names(LAYOUTS):
+        if is_layout_name(name) and int(name) not in layouts:
+            storage.delete_prefix(f"{LAYOUTS}/{name}")
