@@ -129,7 +129,7 @@ def check(seed: int, epochs: int, weight_decay: float, folder: Path, console: Co
         f"{total:,} further weights without an event confirmed by the replay",
         highlight=False,
     )
-    console.print(never_supported_table(found).rich())
+    never_supported_table(found).print(console)
     return result
 
 

@@ -36,9 +36,9 @@ class _OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except GradtraceError as error:
-            # A message may quote names read from files: none of their control characters reaches a terminal.
-            shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
-            typer.echo(f"error: {shown}", err=True)
+            from gradtrace.report.printable import printable
+
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -98,7 +98,7 @@ def _show(as_json: bool, data: Mapping[str, Any], *tables: Table, lines: tuple[s
 
     console = Console()
     for table in tables:
-        console.print(table.rich())
+        table.print(console)
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
@@ -109,7 +109,8 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda what: bar.update(task, advance=1, description=what)
 
@@ -186,12 +187,18 @@ def compare(
     import gradtrace as gt
     from gradtrace.evidence.comparison import Curves, agreement, quality_at_density
     from gradtrace.evidence.criterion import criterion
+    from gradtrace.named_target import named_target
     from gradtrace.report.tables import agreement_table, quality_table, verdict_lines
 
     names = tuple(dict.fromkeys(by)) if by else tuple(c.name for c in gt.criteria())
     for name in names:
         criterion(name)
     densities = tuple(density) if density else DENSITIES
+    for d in densities:
+        if not 0 < d <= 1:
+            raise InvalidValueError(
+                "density", expected="a number in (0, 1]", got=repr(d), remedy="e.g. --density 0.3"
+            )
     if (model is None) != (validate is None):
         raise InvalidValueError(
             "--model and --validate",
@@ -199,6 +206,8 @@ def compare(
             got="one",
             remedy="leave both out for agreement only",
         )
+    if validate is not None:
+        named_target(validate, "--validate")  # a name that leads nowhere should not cost the wait
     opened = gt.Ledger.open(ledger)
     _, built, target = _weights(weights, model)
     measured = len(names) * len(densities) if built is not None else 0
@@ -287,9 +296,9 @@ def plan(
         mask.save(mask_out)
     if out is not None:
         made.save(out)
-    from gradtrace.report.tables import plan_table
+    from gradtrace.report.tables import plan_lines, plan_table
 
-    _show(as_json, _plan_facts(made, mask), plan_table(made))
+    _show(as_json, _plan_facts(made, mask), plan_table(made), lines=plan_lines(made))
 
 
 def _planned(
@@ -372,9 +381,11 @@ def convert(
     import torch
 
     import gradtrace as gt
-    from gradtrace.named_target import quality
-    from gradtrace.report.tables import plan_table
+    from gradtrace.named_target import named_target, quality
+    from gradtrace.report.tables import plan_lines, plan_table
 
+    if validate is not None:
+        named_target(validate, "--validate")
     made, mask, dense = _planned(ledger, weights, by, density, fdr, scope, granularity, tokens, refuse, model)
     converted = deepcopy(dense)
     gt.convert_(converted, made)
@@ -394,7 +405,8 @@ def convert(
         }
     )
     gt.save(converted, out)
-    lines = [f"{what}: {value:.4g}" for what, value in found.items()]
+    lines = [*plan_lines(made)]
+    lines += [f"{what}: {value:.4g}" for what, value in found.items()]
     lines.append(f"{len(made.converted)} of {len(made)} layers converted and verified; saved to {out}")
     data = _plan_facts(made, mask) | {"out": str(out), "converted": made.converted, "quality": found or None}
     _show(as_json, data, plan_table(made), lines=tuple(lines))

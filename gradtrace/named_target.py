@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ def named_target(text: str, option: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        target = getattr(import_module(module_name), name)
+        with redirect_stdout(sys.stderr):  # standard output is ours, with --json for a machine to read
+            target = getattr(import_module(module_name), name)
     except Exception as error:  # an import runs the user's code, which may raise anything
         raise InvalidValueError(
             option,
@@ -41,7 +43,8 @@ def named_target(text: str, option: str) -> Callable[..., Any]:
 def _called(text: str, option: str, *arguments: object) -> object:
     target = named_target(text, option)
     try:
-        return target(*arguments)
+        with redirect_stdout(sys.stderr):
+            return target(*arguments)
     except GradtraceError:
         raise
     except Exception as error:

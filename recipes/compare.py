@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from story import story
 
 import gradtrace as gt
+from gradtrace.convert.weights_file import read_weights
 from gradtrace.evidence.comparison import (
     Agreement,
     Curves,
@@ -46,7 +48,7 @@ FDR = 0.05
 
 def trained(run: Path) -> Classifier:
     net = model()
-    net.load_state_dict(torch.load(run / "mnist.ckpt", weights_only=True)["state_dict"])
+    net.load_state_dict(read_weights(run / "mnist.ckpt"))
     return net.eval()
 
 
@@ -164,11 +166,14 @@ def main(
         "structure": plan_table(plan),
         "latency": beside,
     }
-    console.print(tables["quality"].rich())
+    tables["quality"].print(console)
     for line in verdict_lines(by_element):
         console.print(line)
-    for name in ("rows", "agreement", "never", "structure", "latency"):
-        console.print(tables[name].rich())
+    tables["rows"].print(console)
+    for line in verdict_lines(by_rows):
+        console.print(line)
+    for name in ("agreement", "never", "structure", "latency"):
+        tables[name].print(console)
 
     out = out or runs / "compare"
     out.mkdir(parents=True, exist_ok=True)
@@ -206,4 +211,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except gt.GradtraceError as error:
+        sys.exit(f"error: {error}")

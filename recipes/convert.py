@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,9 @@ from mnist import digits, model, validate
 from rich.console import Console
 
 import gradtrace as gt
+from gradtrace.convert.weights_file import read_weights
 from gradtrace.report.latency import interleaved
-from gradtrace.report.tables import plan_table
+from gradtrace.report.tables import plan_lines, plan_table
 
 
 def main(
@@ -34,7 +36,7 @@ def main(
     dense = model()
     with console.status("scoring, planning and timing"):
         ledger = gt.Ledger.open(run / "mnist.ledger.zarr")
-        dense.load_state_dict(torch.load(run / "mnist.ckpt", weights_only=True)["state_dict"])
+        dense.load_state_dict(read_weights(run / "mnist.ckpt"))
         dense.eval()
         scores = gt.score(ledger, dense, by=by)
         mask = gt.select(scores, density=density, granularity="rows")
@@ -46,11 +48,13 @@ def main(
         batch = images[torch.arange(tokens) % len(images)]
         latency = interleaved({"dense": dense, "decomposed": converted}, batch)
 
-    console.print(plan_table(plan).rich())
-    for name, layer in plan.items():
-        if layer.choice == "dense":
-            console.print(f"Refused: {name}, {layer.reason}")
-    console.print(f"Verified against the masked dense model: {report}")
+    plan_table(plan).print(console)
+    for line in plan_lines(plan):
+        console.print(line, markup=False)
+    console.print(
+        f"Verified: {len(plan.converted)} of {len(plan)} layers decomposed, largest relative difference from "
+        f"the masked dense model {report.output.relative:.1e}"
+    )
     for name, net in (("dense", dense), ("decomposed", converted)):
         console.print(
             f"{name:<10} accuracy {validate(net):.1%}, {latency[name].median * 1e3:.2f} ms for {tokens} "
@@ -64,4 +68,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except gt.GradtraceError as error:
+        sys.exit(f"error: {error}")

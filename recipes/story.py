@@ -11,7 +11,7 @@ import gradtrace as gt
 from gradtrace.evidence.comparison import Curves, NeverSupported
 from gradtrace.report.page import Page, Picture, Section
 from gradtrace.report.table import Table
-from gradtrace.report.tables import verdict_lines
+from gradtrace.report.tables import plan_lines, verdict_lines
 
 __all__ = ["story"]
 
@@ -59,7 +59,6 @@ def story(
     key = [k for k in dense if k.startswith("latency")][-1]
     speed = dense[key]["median"] / decomposed[key]["median"]
     middle = by_element.spread(next(iter(by_element.values)))[0][1]
-    refused = [f"{name} {layer.reason}." for name, layer in plan.items() if layer.choice == "dense"]
 
     def section(title: str, name: str, words: list[str], alt: str = "") -> Section:
         pictured = (Picture(pictures[name], alt),) if alt else ()
@@ -98,7 +97,7 @@ def story(
             section(
                 "The structure, before and after",
                 "structure",
-                [STRUCTURE, *refused],
+                [STRUCTURE, *plan_lines(plan)],
                 "The masks of every layer, before and after reordering into sub-operators.",
             ),
             section(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradtrace.evidence.comparison import Agreement, Curves
+from gradtrace.report.printable import printable
 from gradtrace.report.reordering import reordered
 from gradtrace.structure.plan import Plan
 
@@ -31,13 +33,18 @@ def _figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is shown as boxes; the tables have it in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()
 
 
 def _verbatim(name: str) -> str:
-    # A pair of dollars would be read as mathematics, and a broken formula raises.
-    return name.replace("$", r"\$")
+    # A pair of dollars would be read as mathematics, and a broken formula raises; a label of a hundred
+    # letters would leave no room for the picture.
+    short = name if len(name) <= 28 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}{name[-14:]}"
+    return printable(short).replace("$", r"\$")
 
 
 def quality_plot(curves: Curves, *, ylabel: str = "quality") -> bytes:
@@ -57,7 +64,7 @@ def quality_plot(curves: Curves, *, ylabel: str = "quality") -> bytes:
     axes.set_xticks(x, [f"{d:g}" for d in x])
     axes.minorticks_off()
     axes.set_xlabel("density (share of the dependencies kept)")
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(_verbatim(ylabel))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return _png(figure)
@@ -66,7 +73,7 @@ def quality_plot(curves: Curves, *, ylabel: str = "quality") -> bytes:
 def agreement_plot(agreement: Agreement) -> bytes:
     """Jaccard index of every pair, written beside its chance level."""
     count = len(agreement.names)
-    figure = _figure(1.6 + 0.95 * count, 1.0 + 0.75 * count)
+    figure = _figure(3.4 + 0.95 * count, 2.2 + 0.75 * count)
     axes = figure.add_subplot()
     image = axes.imshow(np.asarray(agreement.jaccard), vmin=0, vmax=1, cmap="cividis")
     names = [_verbatim(name) for name in agreement.names]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from gradtrace.report.printable import printable
 
 __all__ = ["Table"]
 
@@ -14,7 +19,8 @@ __all__ = ["Table"]
 class Table:
     """Plain text cells; the first column is left-aligned, all others right unless named in `prose`.
 
-    Cells may hold names read from files: they are never read as markup, in the terminal or in HTML.
+    Cells may hold names read from files: they are never read as markup, in the terminal or in HTML, and
+    control characters in them are replaced.
     """
 
     title: str
@@ -24,17 +30,36 @@ class Table:
     prose: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("title", "note"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+        object.__setattr__(self, "columns", tuple(map(printable, self.columns)))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"table {self.title!r}: every row needs {len(self.columns)} cells")
 
-    def rich(self) -> RichTable:
-        """The table for a `rich.console.Console`."""
-        table = RichTable(title=Text(self.title), title_justify="left", caption_justify="left")
+    def print(self, console: Console) -> None:
+        """Show the table; where the terminal is too narrow it runs over the edge, and nothing is left out."""
+        table = self._rich()
+        least = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+        console.print(table, width=max(console.width, least), crop=False)
+
+    def _rich(self) -> RichTable:
+        table = RichTable(
+            title=Text(self.title),
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         if self.note:
             table.caption = Text(self.note)
         for position, column in enumerate(self.columns):
             left = position == 0 or column in self.prose
-            table.add_column(Text(column), justify="left" if left else "right", no_wrap=not left)
+            # Headings may wrap, numbers may not: half a number reads like another one.
+            widest = max((len(row[position]) for row in self.rows), default=0)
+            least = min(widest, 14) if left else widest
+            table.add_column(Text(column), justify="left" if left else "right", min_width=least)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

@@ -15,6 +15,7 @@ __all__ = [
     "criteria_table",
     "ledger_table",
     "never_supported_table",
+    "plan_lines",
     "plan_table",
     "quality_table",
     "verdict_lines",
@@ -59,17 +60,23 @@ def ledger_table(ledger: Ledger) -> Table:
 
 
 def quality_table(curves: Curves, *, title: str = "Quality by density") -> Table:
-    """Median over the runs, with lowest to highest where there is more than one run."""
+    """Median over the runs and half their range, where there is more than one run."""
+    runs = len(next(iter(curves.values.values())))
     rows = []
     for name in curves.values:
         cells = (
-            f"{middle:.3f}" if low == high else f"{middle:.3f} ({low:.3f}-{high:.3f})"
+            _short(middle) + (f"\N{PLUS-MINUS SIGN}{_short((high - low) / 2)}" if runs > 1 else "")
             for low, middle, high in curves.spread(name)
         )
         rows.append((name, *cells))
-    runs = len(next(iter(curves.values.values())))
-    note = f"Median of {runs} runs (lowest-highest)." if runs > 1 else "One run: no spread is known."
+    note = f"Median of {runs} runs, and half their range." if runs > 1 else "One run: no spread is known."
     return Table(title, ("criterion", *(f"{d:g}" for d in curves.densities)), tuple(rows), note)
+
+
+def _short(value: float) -> str:
+    # Without the zero before the point six densities fit into 80 columns.
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def verdict_lines(curves: Curves) -> tuple[str, ...]:
@@ -97,7 +104,7 @@ def agreement_table(agreement: Agreement, *, title: str = "Agreement of the mask
     rows = tuple(
         (
             name,
-            *(f"{j:.2f} / {c:.2f}" for j, c in zip(agreement.jaccard[i], agreement.chance[i], strict=True)),
+            *(f"{j:.2f}/{c:.2f}" for j, c in zip(agreement.jaccard[i], agreement.chance[i], strict=True)),
         )
         for i, name in enumerate(agreement.names)
     )
@@ -123,31 +130,29 @@ def never_supported_table(found: NeverSupported) -> Table:
 
 
 def plan_table(plan: Plan) -> Table:
-    """One row a layer: what it becomes, at which predicted and measured speed, and why."""
+    """One row a layer: what it becomes, and at which predicted and measured speed."""
     rows = []
     for name, layer in plan.items():
+        dense = layer.choice == "dense"
         rows.append(
             (
                 name,
                 layer.choice,
-                f"{len(layer.sub_operators):,}" if layer.choice != "dense" else "-",
+                "-" if dense else f"{len(layer.sub_operators):,}",
                 f"{layer.mask.mean():.1%}",
-                f"{layer.dense * 1e6:,.0f}",
-                f"{layer.predicted * 1e6:,.0f}",
-                f"{layer.dense / layer.predicted:.2f}x" if layer.predicted else "-",
+                f"{layer.weights / layer.mask.size:.1%}",
+                f"{layer.dense * 1e3:.3g}",
+                "-" if dense or not layer.predicted else f"{layer.dense / layer.predicted:.2f}x",
                 "-" if layer.measured is None else f"{layer.measured:.2f}x",
-                layer.reason,
             )
         )
-    columns = (
-        "layer",
-        "becomes",
-        "sub-operators",
-        "kept",
-        "dense us",
-        "predicted us",
-        "predicted speed",
-        "measured speed",
-        "reason",
+    columns = ("layer", "becomes", "parts", "kept", "run", "dense ms", "predicted", "measured")
+    note = (
+        "Kept: share of the mask; run: share of the dense product that is computed; speeds relative to dense."
     )
-    return Table("Plan", columns, tuple(rows), prose=("becomes", "reason"))
+    return Table("Plan", columns, tuple(rows), note, prose=("becomes",))
+
+
+def plan_lines(plan: Plan) -> tuple[str, ...]:
+    """The reason for each layer, in the planner's words."""
+    return tuple(f"{name}: {layer.reason}." for name, layer in plan.items())
