@@ -20,11 +20,11 @@ from gradtrace.structure.sub_operator import SubOperator
 __all__ = ["cost_table", "measure_beside", "medians"]
 
 _SIZES = (16, 64, 256, 1024, 4096)
-_LONGEST = 0.25  # seconds of one product: beyond it, time grows in proportion and needs no measuring
+_LONGEST = 0.1  # seconds of one product: beyond it, time grows in proportion and needs no measuring
 _BUDGET = 1.0  # seconds for each of the two sweeps of a calibration
-_CONFIRM_BUDGET = 0.3
+_CONFIRM_BUDGET = 0.6  # and for each layer that is measured beside its candidate
 _MOST_ROUNDS = 25
-_LEAST_ROUNDS = 3
+_LEAST_ROUNDS = 5
 
 
 def medians(functions: Sequence[Callable[[], object]], device: torch.device, budget: float) -> list[float]:
@@ -50,7 +50,7 @@ def medians(functions: Sequence[Callable[[], object]], device: torch.device, bud
 def cost_table(device: torch.device, dtype: torch.dtype, tokens: int) -> CostTable:
     """The costs of linear layers for `tokens` rows, measured once per process, device, dtype and threads.
 
-    Takes two to three seconds on two slow cores at 512 tokens.
+    Takes about three seconds at 512 tokens.
     """
     return _measured(device, dtype, tokens, torch.get_num_threads())
 

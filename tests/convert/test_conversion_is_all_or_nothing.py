@@ -199,7 +199,7 @@ def hooked() -> nn.Module:
 
 def hooked_parameter() -> nn.Module:
     model = mlp()
-    model.get_parameter("3.weight").register_hook(lambda grad: grad * 2)
+    model.get_parameter("3.weight").register_hook(lambda grad: grad * 2)  # type: ignore[no-untyped-call]
     return model
 
 

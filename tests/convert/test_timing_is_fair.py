@@ -36,11 +36,11 @@ class Clock:
 def test_all_are_called_in_turn_and_a_slow_moment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = Clock(monkeypatch), list[str]()
     workers = [
-        clock.worker(iter([50.0, 1.0, 9.0, 1.0, 1.0]), log, "a"),
-        clock.worker(iter([50.0, 2.0, 2.0, 30.0, 2.0]), log, "b"),
+        clock.worker(iter([50.0, 1.0, 9.0, 1.0, 1.0, 9.0]), log, "a"),
+        clock.worker(iter([50.0, 2.0, 2.0, 30.0, 2.0, 2.0]), log, "b"),
     ]
     assert timing.medians(workers, CPU, budget=0.0) == [1.0, 2.0]  # type: ignore[arg-type]
-    assert log == ["a", "b"] * 4
+    assert log == ["a", "b"] * 6
 
 
 def test_a_budget_buys_more_rounds_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
