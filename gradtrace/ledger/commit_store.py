@@ -21,7 +21,7 @@ def write_commit(storage: Storage, run: str, commit: Commit | Void) -> None:
 def read_commits(storage: Storage, run: str) -> tuple[Commit | Void, ...]:
     """Return every commit of this run, live or not; raises CorruptLedgerError for one that is damaged."""
     commits = []
-    for name in storage.names(COMMITS):
+    for name in _settled_names(storage):
         span = parse_span(name.removesuffix(".json")) if name.endswith(".json") else None
         if span is None:
             continue
@@ -37,3 +37,12 @@ def read_commits(storage: Storage, run: str) -> tuple[Commit | Void, ...]:
         if writer == run:
             commits.append(commit)
     return tuple(commits)
+
+
+def _settled_names(storage: Storage) -> list[str]:
+    # A listing made while a writer commits may hold a later commit and lack an earlier one. Whatever was
+    # there before the second listing began is in it, so two equal ones lack nothing.
+    names = storage.names(COMMITS)
+    while (again := storage.names(COMMITS)) != names:
+        names = again
+    return names

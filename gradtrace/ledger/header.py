@@ -18,7 +18,7 @@ from gradtrace.errors import (
 )
 from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, encode, field, reading
-from gradtrace.ledger.paths import COMMITS
+from gradtrace.ledger.paths import COMMITS, parse_span
 from gradtrace.ledger.storage import Storage
 
 __all__ = ["ACCUMULATORS", "FORMAT", "Header", "appendable_header", "read_header"]
@@ -104,8 +104,8 @@ def read_header(storage: Storage) -> Header:
 
 
 def _missing(storage: Storage, got: str) -> CorruptLedgerError | LedgerNotFoundError:
-    # Where commits lie there was a ledger.
-    if storage.names(COMMITS):
+    # Where commits lie there was a ledger. The folder alone may be one that is just being made.
+    if any(parse_span(name.removesuffix(".json")) for name in storage.names(COMMITS)):
         return CorruptLedgerError(f"{storage.path / ROOT} is damaged", expected="a ledger's header", got=got)
     return LedgerNotFoundError("no ledger", expected=f"one at {storage.path}", got=got)
 

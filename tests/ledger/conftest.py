@@ -76,13 +76,16 @@ class Book:
         self.kept = [(entry, ranks) for entry, ranks in self.kept if entry.end <= step]
 
     def total(self, name: str, accumulator: str) -> np.ndarray[Any, Any]:
-        whole = 0
+        whole: Any = 0
         for entry, ranks in self.kept:
             layout = self.layouts[entry.layout]
             flat = [arrays[accumulator].astype(np.float64) for arrays in ranks]
             if any(info.name == name for info in layout.parameters):
                 whole = whole + put_together(layout, name, flat)
         return np.asarray(whole)
+
+    def opening(self, number: int, name: str) -> np.ndarray[Any, Any]:
+        return put_together(self.layouts[number], name, self.openings[number])
 
     def check(self) -> Ledger:
         """The ledger on disk holds exactly the kept entries, and every total of every parameter is right."""
