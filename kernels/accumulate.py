@@ -39,8 +39,10 @@ _OVERFLOWS = 2.0**128 - 2.0**103
 _BLOCK = 1 << 18
 # Gradients up to this size are joined on the CPU: a dozen calls for each would cost more than its elements.
 _SMALL = 1 << 12
-# Elements a GPU program handles at a time.
+# Elements a GPU program handles at a time, how often, and by how many warps: more a warp and registers spill.
 _SIZE = 1024
+_PARTS = CHUNK // _SIZE
+_WARPS = 8
 
 
 def accumulate_(
@@ -290,9 +292,9 @@ def _launch(
                 THRESHOLD=float(threshold),
                 HAS_SCALE=scale is not None,
                 HAS_SKIP=skip is not None,
-                PARTS=CHUNK // _SIZE,
+                PARTS=_PARTS,
                 SIZE=_SIZE,
-                num_warps=8,
+                num_warps=_WARPS,
             )
 
 

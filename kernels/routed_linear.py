@@ -52,18 +52,20 @@ def routed_linear(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     args = (x, weight, bias, inputs, outputs, input_sizes, output_sizes, out_features)
-    if type(x) is Tensor and not torch.compiler.is_compiling() and not _differentiating(x, weight, bias):
-        return _routed_linear(*args)  # without the dispatcher, which costs as much as a small product
+    if not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            raise UnsupportedError(
+                "routed_linear inside a torch.func transform",
+                expected="a plain or compiled call",
+                remedy="use backward() instead",
+            )
+        training = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)
+        )
+        if type(x) is Tensor and not training:
+            return _routed_linear(*args)  # without the dispatcher, which costs as much as a small product
     result: Tensor = torch.ops.gradtrace.routed_linear(*args)
     return result
-
-
-def _differentiating(*tensors: Tensor | None) -> bool:
-    if (
-        torch._C._are_functorch_transforms_active()
-    ):  # they wrap tensors that do not themselves require gradients
-        return True
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def routed_linear_reference(
