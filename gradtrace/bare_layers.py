@@ -24,11 +24,11 @@ def bare_layers(ledger: Ledger, weights: Mapping[str, Tensor]) -> nn.Module:
     """
     root = nn.Module()
     linear = {
-        record.info.module
+        record.info.module: None  # a dict, for its order
         for name, record in ledger.items()
         if record.info.module_class == "Linear" and record.info.role == "weight" and name in weights
     }
-    linear.discard("")
+    linear.pop("", None)
     if not linear:
         raise UnsupportedError(
             f"ledger {str(ledger.path)!r}",
@@ -43,7 +43,7 @@ def bare_layers(ledger: Ledger, weights: Mapping[str, Tensor]) -> nn.Module:
     return root
 
 
-def _fill(root: nn.Module, linear: set[str], weights: Mapping[str, Tensor]) -> None:
+def _fill(root: nn.Module, linear: Mapping[str, None], weights: Mapping[str, Tensor]) -> None:
     for module in linear:
         weight, bias = weights[f"{module}.weight"], weights.get(f"{module}.bias")
         # On "meta" first: nothing is drawn at random only to be overwritten.

@@ -20,6 +20,7 @@ from story import story
 
 import gradtrace as gt
 from gradtrace.convert.weights_file import read_weights
+from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.comparison import (
     Agreement,
     Curves,
@@ -122,15 +123,15 @@ def main(
     """
     console = Console(highlight=False)
     folders = [run for run in run_folders(runs) if (run / "mnist.ckpt").is_file()]
-    if not folders:
-        console.print(f"error: no runs in {runs}. Run `python recipes/train.py` first.", markup=False)
-        raise typer.Exit(1)
     converted = [run for run in folders if (run / "converted").exists() and (run / "plan.json").is_file()]
-    if not converted:
-        console.print(
-            f"error: no converted run in {runs}. Run `python recipes/convert.py` first.", markup=False
-        )
-        raise typer.Exit(1)
+    for found_runs, script in ((folders, "train.py"), (converted, "convert.py")):
+        if not found_runs:
+            raise InvalidValueError(
+                "runs",
+                expected=f"what {script} leaves",
+                got=str(runs),
+                remedy=f"run python recipes/{script} first",
+            )
     names = [criterion.name for criterion in gt.criteria()]
     elements: list[Curves] = []
     rows: list[Curves] = []
