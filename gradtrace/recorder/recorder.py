@@ -155,7 +155,7 @@ class Recorder:
         if self.step % self._window_steps == 0:
             self._close_window()
         if self.step % self._entry_steps == 0:
-            stream.submit(Cut())
+            stream.submit(Cut(window))
         self._observe_seconds += perf_counter() - began
 
     def commit(self) -> int:

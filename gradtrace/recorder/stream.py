@@ -1,11 +1,13 @@
-"""The one thread that adds closed windows to the open entry and commits entries, off the training thread."""
+"""Closed windows become entries off the training thread: one thread adds them up, one writes them to disk."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,10 @@ from gradtrace.recorder.updates import StepRecord
 from gradtrace.recorder.window import DeviceWindow, HostWindow
 
 __all__ = ["BeginLayout", "ClosedWindow", "Cut", "Stream"]
+
+
+# The disk may hold the training thread up for a hundredth of the run, or for two seconds of a short one.
+_SHARE, _GRACE = 0.01, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +50,34 @@ class ClosedWindow:
 
 @dataclass(frozen=True)
 class Cut:
-    """Commit the open entry here."""
+    """Commit the open entry here.
+
+    Where the entry before is still being written, a cut waits for it. One with a `home` waits only until the
+    training thread, in want of buffers there, has been held up for too long: then it is passed over. So on a
+    disk slower than the training entries grow longer, and the commit says how many cuts it passed.
+    """
+
+    home: DeviceWindow | None = None
 
 
 class Stream:
-    """Runs tasks in order on its own thread; the first failure is kept and raised on the caller's thread."""
+    """Runs tasks in order on its own thread; the first failure is kept and raised on the caller's thread.
+
+    Holds at most two entries in memory, 28 bytes a dependency each: the open one and the one being written.
+    """
 
     def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
         self._tasks: queue.Queue[BeginLayout | ClosedWindow | Cut | None] = queue.Queue()
         self._failure: BaseException | None = None
         self._open: OpenEntry | None = None
+        self._passed = 0
         self._supported: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._lock = threading.Lock()
         self._shares: tuple[int, dict[str, tuple[int, int]]] = (0, {})
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="gradtrace-disk")
+        self._writing: Future[None] | None = None
+        self._began = perf_counter()
         self._thread = threading.Thread(target=self._run, name="gradtrace-ledger", daemon=True)
         self._thread.start()
 
@@ -68,18 +88,24 @@ class Stream:
 
     def check(self) -> None:
         """Raise what a task failed with, if one did."""
+        writing = self._writing
+        if self._failure is None and writing is not None and writing.done():
+            self._failure = writing.exception()
         if self._failure is not None:
             raise self._failure
 
     def drain(self) -> None:
-        """Wait until everything queued is done, then raise if anything failed."""
+        """Wait until everything queued is done and durable, then raise if anything failed."""
         self._tasks.join()
+        if self._writing is not None:
+            wait([self._writing])
         self.check()
 
     def stop(self) -> None:
-        """End the thread after what is queued; never raises."""
+        """End both threads after what is queued; never raises."""
         self._tasks.put(None)
         self._thread.join()
+        self._disk.shutdown()
 
     def never_supported(self) -> tuple[int, dict[str, tuple[int, int]]]:
         """Up to the last commit: its end, and per parameter (never supported, all) dependencies."""
@@ -101,35 +127,52 @@ class Stream:
 
     def _do(self, task: BeginLayout | ClosedWindow | Cut) -> None:
         if isinstance(task, BeginLayout):
-            self._commit()
+            self._cut(None)
+            self._finish_writing()
             number = self._writer.add_layout(task.layout, [task.opening])
             self._open = OpenEntry(task.begin, number, task.layout)
             self._supported = task.supported
         elif isinstance(task, Cut):
-            self._commit()
+            self._cut(task.home)
         else:
             assert self._open is not None, "a window came before its layout"
             task.window.wait()
             self._open.add(task.window, task.end, task.records)
 
-    def _commit(self) -> None:
+    def _cut(self, home: DeviceWindow | None) -> None:
         entry = self._open
         if entry is None or entry.windows == 0:
             return
+        while home is not None and self._writing is not None and not self._writing.done():
+            wait([self._writing], timeout=0.01)
+            allowed = _GRACE + _SHARE * (perf_counter() - self._began)
+            if home.waits and home.blocked > allowed:
+                self._passed += 1
+                return
+        self._finish_writing()
+        details = entry.details() | ({"passed_cuts": self._passed} if self._passed else {})
+        self._passed = 0
+        self._writing = self._disk.submit(self._write, entry, details, self._supported)
+        self._open = OpenEntry(entry.end, entry.number, entry.layout)
+
+    def _finish_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, entry: OpenEntry, details: dict[str, object], supported: npt.NDArray[np.bool_]) -> None:
         self._writer.commit_entry(
             entry.begin,
             entry.end,
             layout=entry.number,
             windows=entry.windows,
             arrays=entry.arrays,
-            details=entry.details(),
+            details=details,
         )
-        np.logical_or(self._supported, entry.arrays["events"], out=self._supported)
+        np.logical_or(supported, entry.arrays["events"], out=supported)
         shares = {}
         for piece in entry.layout.ranks[0]:
             info = entry.layout.parameters[piece.parameter]
-            had = np.count_nonzero(self._supported[piece.offset : piece.offset + info.size])
+            had = np.count_nonzero(supported[piece.offset : piece.offset + info.size])
             shares[info.name] = (info.size - int(had), info.size)
         with self._lock:
             self._shares = (entry.end, shares)
-        self._open = OpenEntry(entry.end, entry.number, entry.layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
@@ -70,6 +71,19 @@ class DeviceWindow:
         )
         self._stream = torch.cuda.Stream(device) if self._on_cuda else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
+        self._waits_since: float | None = None
+        self._blocked = 0.0
+
+    @property
+    def blocked(self) -> float:
+        """Seconds that `close` has waited for buffers in all, a wait that still goes on included."""
+        since = self._waits_since
+        return self._blocked + (0.0 if since is None else perf_counter() - since)
+
+    @property
+    def waits(self) -> bool:
+        """Whether `close` is waiting for buffers right now."""
+        return self._waits_since is not None
 
     def open(self) -> HostWindow:
         """The buffers to accumulate into; on CUDA, the current stream first waits for the last copy."""
@@ -81,9 +95,9 @@ class DeviceWindow:
     def close(self) -> HostWindow:
         """Hand over what was accumulated, start from zero; waits only while both host sets are in use."""
         if self._stream is None:
-            closed, self._open = self._open, self._free.get()
+            closed, self._open = self._open, self._take()
             return closed
-        target = self._free.get()
+        target = self._take()
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             for source, copy in zip(_tensors(self._open), _tensors(target), strict=True):
@@ -93,6 +107,13 @@ class DeviceWindow:
             ready.record(self._stream)
         self._copied = ready
         return HostWindow(target.totals, target.flags, ready)
+
+    def _take(self) -> HostWindow:
+        self._waits_since = perf_counter()
+        window = self._free.get()
+        self._blocked += perf_counter() - self._waits_since
+        self._waits_since = None
+        return window
 
     def release(self, window: HostWindow) -> None:
         """Give a host set back, from the writer's thread."""

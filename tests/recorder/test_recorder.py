@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,11 @@ from gradtrace.errors import (
     LedgerBusyError,
     LedgerExistsError,
     StateError,
+    StorageError,
     UnsupportedError,
 )
+from gradtrace.ledger.writer import LedgerWriter
+from gradtrace.recorder import stream
 
 Loop = Callable[[nn.Module], Any]
 
@@ -387,11 +391,55 @@ def test_the_summary_counts_what_never_had_an_event_across_sessions(tmp_path: Pa
     assert "first.weight" in str(summary)
 
 
+def test_on_a_slow_disk_entries_grow_longer_and_nothing_is_dropped(
+    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = LedgerWriter.commit_entry
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.3)
+        return written(*args, **kwargs)
+
+    monkeypatch.setattr(LedgerWriter, "commit_entry", slow)
+    monkeypatch.setattr(stream, "_GRACE", 0.0)
+    model = Net()
+    loop = gradient_loop(model)
+    with gt.Recorder(model, tmp_path / "run", window_steps=2, entry_steps=4) as recorder:
+        train(model, recorder, loop, steps=61)
+    ledger = gt.Ledger.open(tmp_path / "run")
+    loop.check(ledger)
+    passed = sum(entry.details.get("passed_cuts", 0) for entry in ledger.entries)
+    assert passed > 0
+    assert len(ledger.entries) + passed == 16
+
+
+def test_an_entry_that_cannot_be_written_stops_the_training_with_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise StorageError("writing the entry failed: no space left on device")
+
+    model = Net()
+    recorder = gt.Recorder(model, tmp_path / "run", window_steps=2, entry_steps=4)
+    train(model, recorder, steps=4)
+    recorder.commit()
+    monkeypatch.setattr(LedgerWriter, "commit_entry", full)
+    with pytest.raises(StorageError, match="no space left"):
+        train(model, recorder, steps=200)
+    with pytest.raises(StorageError, match="no space left"):
+        recorder.close()
+    monkeypatch.undo()
+    assert gt.Ledger.open(tmp_path / "run").steps == 4
+    with gt.Recorder(model, tmp_path / "run", mode="append") as again:
+        train(model, again, steps=2)
+    assert gt.Ledger.open(tmp_path / "run").steps == 6
+
+
 def test_the_writers_thread_ends_with_the_recorder(tmp_path: Path) -> None:
     model = Net()
     with gt.Recorder(model, tmp_path / "run") as recorder:
         train(model, recorder, steps=2)
-    assert not [thread for thread in threading.enumerate() if thread.name == "gradtrace-ledger"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gradtrace")]
 
 
 def test_an_existing_ledger_needs_a_mode(tmp_path: Path) -> None:
