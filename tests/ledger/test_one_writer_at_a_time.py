@@ -97,6 +97,16 @@ def test_a_lock_file_that_is_a_link_is_not_followed(book: Any, tmp_path: Path) -
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_the_thread_that_closes_need_not_be_the_one_that_opened(book: Any) -> None:
+    made: list[LedgerWriter] = []
+    thread = threading.Thread(target=lambda: made.append(book.create()))
+    thread.start()
+    thread.join()
+    made[0].void(0)
+    made[0].close()
+    LedgerWriter.reopen(book.path).close()
+
+
 def test_readers_see_whole_entries_while_a_writer_commits_and_voids(book: Any, pair: Layout) -> None:
     entries = 40
     failures: list[BaseException] = []
