@@ -29,6 +29,7 @@ from gradtrace.evidence.comparison import (
     never_supported,
     quality_at_density,
     smallest,
+    tied_share,
 )
 from gradtrace.report.latency import interleaved
 from gradtrace.report.page import render
@@ -37,6 +38,7 @@ from gradtrace.report.table import Table
 from gradtrace.report.tables import (
     agreement_table,
     never_supported_table,
+    plan_lines,
     plan_table,
     quality_table,
     verdict_lines,
@@ -68,6 +70,15 @@ def missed(ledger: gt.Ledger, scores: dict[str, gt.Scores]) -> NeverSupported:
         "random: as many, per layer": smallest(scores["random"], counts),
     }
     return never_supported(ledger, names, calls)
+
+
+def tie_lines(ties: dict[str, float]) -> tuple[str, ...]:
+    return tuple(
+        f"Of what {name} keeps at density {AGREE_AT:g}, {share:.0%} ties with something dropped: there the "
+        "order of the indices decided, not the criterion."
+        for name, share in ties.items()
+        if share > 0.01
+    )
 
 
 def mean_agreement(runs: list[Agreement]) -> Agreement:
@@ -106,7 +117,10 @@ def side_by_side(run: Path) -> tuple[gt.Plan, Table, dict[str, Any]]:
         for name, at in facts.items()
     )
     columns = ("model", "accuracy", "parameters", *(f"ms at batch {size}" for size in batches))
-    note = f"Medians of interleaved calls, {torch.get_num_threads()} threads, float32, CPU."
+    note = (
+        f"Medians of interleaved calls; threads: {torch.get_num_threads()}; float32, CPU. "
+        f"The plan was timed for {plan.provenance.get('tokens')} images."
+    )
     return plan, Table("Dense beside decomposed", columns, rows, note), facts
 
 
@@ -137,6 +151,7 @@ def main(
     rows: list[Curves] = []
     agreements: list[Agreement] = []
     never: list[NeverSupported] = []
+    ties: list[dict[str, float]] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("comparing", total=len(folders) * len(names) * (1 + 2 * len(DENSITIES)))
@@ -153,7 +168,9 @@ def main(
                 progress.advance(task)
             elements.append(quality_at_density(scores, evaluate, DENSITIES))
             rows.append(quality_at_density(scores, evaluate, DENSITIES, granularity="rows"))
-            agreements.append(agreement({n: gt.select(s, density=AGREE_AT) for n, s in scores.items()}))
+            masks = {name: gt.select(score, density=AGREE_AT) for name, score in scores.items()}
+            agreements.append(agreement(masks))
+            ties.append({name: tied_share(scores[name], masks[name]) for name in names})
             never.append(missed(ledger, scores))
 
     by_element, by_rows = Curves.together(elements), Curves.together(rows)
@@ -168,13 +185,17 @@ def main(
         "latency": beside,
     }
     tables["quality"].print(console)
-    for line in verdict_lines(by_element):
+    tied = tie_lines({name: float(np.median([run[name] for run in ties])) for name in names})
+    for line in (*verdict_lines(by_element), *tied):
         console.print(line)
     tables["rows"].print(console)
     for line in verdict_lines(by_rows):
         console.print(line)
-    for name in ("agreement", "never", "structure", "latency"):
+    for name in ("agreement", "never", "structure"):
         tables[name].print(console)
+    for line in plan_lines(plan):
+        console.print(line, markup=False)
+    tables["latency"].print(console)
 
     out = out or runs / "compare"
     out.mkdir(parents=True, exist_ok=True)
@@ -196,11 +217,12 @@ def main(
         "runs": [str(run) for run in folders],
         "quality": {"element": by_element.to_json(), "rows": by_rows.to_json()},
         "agreement": {"density": AGREE_AT} | agreed.to_json(),
+        "decided_by_index_order": {"density": AGREE_AT, "runs": ties},
         "never_supported": {"together": found.to_json(), "runs": [one.to_json() for one in never]},
         "side_by_side": {"run": str(converted[0])} | facts,
     }
     write(out / "compare.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
-    page = story(len(folders), by_element, by_rows, found, plan, facts, tables, pictures)
+    page = story(len(folders), by_element, by_rows, tied, found, plan, facts, tables, pictures)
     write(out / "compare.html", render(page).encode())
     console.print(f"Written: {out / 'compare.json'}, {out / 'compare.html'} and the pictures beside them.")
 

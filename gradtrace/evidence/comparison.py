@@ -31,6 +31,7 @@ __all__ = [
     "never_supported",
     "quality_at_density",
     "smallest",
+    "tied_share",
 ]
 
 Matrix: TypeAlias = tuple[tuple[float, ...], ...]
@@ -210,6 +211,21 @@ def quality_at_density(
         masks = (select(by, density=d, scope=scope, granularity=granularity) for d in densities)
         values[criterion] = (tuple(float(evaluate(mask)) for mask in masks),)
     return Curves(tuple(densities), values)
+
+
+def tied_share(
+    scores: Mapping[str, NDArray[np.floating[Any]]], masks: Mapping[str, NDArray[np.bool_]]
+) -> float:
+    """Share of the kept dependencies whose score equals that of a dropped one of the same parameter.
+
+    Between those the order of the indices decided, not the criterion: counts tie often, weights hardly ever.
+    """
+    tied = total = 0
+    for name, kept in masks.items():
+        values = np.asarray(scores[name])
+        tied += int(np.isin(values[kept], values[~kept]).sum())
+        total += int(kept.sum())
+    return tied / total if total else 0.0
 
 
 @dataclass(frozen=True)

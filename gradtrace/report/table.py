@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -59,7 +59,8 @@ class Table:
             # Headings may wrap, numbers may not: half a number reads like another one.
             widest = max((len(row[position]) for row in self.rows), default=0)
             least = min(widest, 14) if left else widest
-            table.add_column(Text(column), justify="left" if left else "right", min_width=least)
+            side: JustifyMethod = "left" if left else "right"
+            table.add_column(Text(column), justify=side, min_width=least, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

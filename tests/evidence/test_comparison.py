@@ -18,6 +18,7 @@ from gradtrace.evidence.comparison import (
     never_supported,
     quality_at_density,
     smallest,
+    tied_share,
 )
 from gradtrace.evidence.mask import Mask
 from gradtrace.ledger.reader import Ledger
@@ -188,3 +189,10 @@ def test_smallest_takes_exactly_as_many_and_the_first_of_equals() -> None:
     found = smallest({"u": np.array([[3.0, 1.0], [1.0, 0.0]]), "v": np.ones((1, 2))}, {"u": 2, "v": 0})
     np.testing.assert_array_equal(found["u"], [[False, True], [False, True]])
     assert not found["v"].any()
+
+
+def test_ties_between_kept_and_dropped_are_counted_within_each_parameter() -> None:
+    scores = {"u": np.array([[3.0, 1.0, 1.0, 1.0]]), "v": np.array([[1.0, 2.0]])}
+    masks = {"u": np.array([[True, True, True, False]]), "v": np.array([[False, True]])}
+    assert tied_share(scores, masks) == 2 / 4
+    assert tied_share({"v": scores["v"]}, {"v": np.zeros((1, 2), np.bool_)}) == 0.0
