@@ -22,14 +22,16 @@ __all__ = [
 
 
 class GradtraceError(Exception):
-    """Base of every error: one line that says what is wrong and, where they help, expected, got and remedy."""
+    """Base of every error: one line that says what is wrong and, where it helps, expected, got and remedy."""
 
     def __init__(self, what: str, *, expected: str = "", got: str = "", remedy: str = "") -> None:
         facts = [f"{label} {text}" for label, text in (("expected", expected), ("got", got)) if text]
         message = what + (": " + ", ".join(facts) if facts else "")
         if remedy:
             message = f"{message.rstrip('.')}. {remedy[:1].upper()}{remedy[1:]}"
-        self.message = " ".join(message.split())
+        # Names come from strangers' files and messages go to terminals: no control character gets through.
+        line = " ".join(message.split())
+        self.message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
         super().__init__(self.message)
 
     def __str__(self) -> str:

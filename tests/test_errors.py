@@ -32,3 +32,11 @@ def test_a_message_is_one_line_with_expected_got_and_remedy(kind: type[errors.Gr
 def test_errors_cross_process_boundaries(kind: type[errors.GradtraceError]) -> None:
     error = kind("plan", got="something else")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\u202eb", "a\ud800b", "a\x00b"])
+def test_a_message_can_be_printed_whatever_a_file_calls_its_layers(name: str) -> None:
+    message = str(errors.InvalidValueError(f"layer '{name}'", got=name))
+    assert message.isprintable()
+    assert message.encode("utf-8").decode() == message
+    assert "\\" in message
