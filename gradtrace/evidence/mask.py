@@ -14,7 +14,7 @@ from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.mask_file import read_mask, write_mask
 from gradtrace.evidence.named_arrays import NamedArrays
 
-__all__ = ["Mask"]
+__all__ = ["Mask", "as_bools"]
 
 
 class Mask(NamedArrays[np.bool_]):
@@ -59,7 +59,7 @@ class Mask(NamedArrays[np.bool_]):
         """Read a mask that `save` wrote. Nothing in the file is trusted; no pickle is ever read.
 
         Raises UnreadableFileError for a file that is missing, damaged or no mask, UnsupportedFormatError for
-        one of a newer format.
+        one of a newer format, InvalidValueError for what is no path.
         """
         return cls(*read_mask(path))
 
@@ -67,14 +67,21 @@ class Mask(NamedArrays[np.bool_]):
         return f"<Mask: {len(self)} parameters, density {self.density:.4g}>"
 
 
+def as_bools(value: Any, what: str) -> NDArray[np.bool_]:
+    """A bool tensor or array-like of any shape as numpy. Raises InvalidValueError, naming it `what`."""
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, bfloat16, on the meta device
+        raise InvalidValueError(what, expected="a bool array", got=str(error)[:120]) from error
+    if array.dtype != np.bool_:
+        raise InvalidValueError(
+            what, expected="a bool array", got=f"{array.dtype}", remedy="pass e.g. array != 0"
+        )
+    return array
+
+
 def _bools(name: object, value: Any) -> NDArray[np.bool_]:
     # The file format keeps one name for itself, and what cannot be printed is no name that load would take.
     if not isinstance(name, str) or not name or not name.isprintable() or name == "__metadata__":
         raise InvalidValueError("mask", expected="names of parameters as keys", got=repr(name))
-    # A bool tensor is taken as well; np.asarray fails on one that lives on a device.
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if array.dtype != np.bool_:
-        raise InvalidValueError(
-            f"mask of {name!r}", expected="a bool array", got=f"{array.dtype}", remedy="pass e.g. array != 0"
-        )
-    return array
+    return as_bools(value, f"mask of {name!r}")

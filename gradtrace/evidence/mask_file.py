@@ -6,8 +6,6 @@ The JSON holds the format, the names in order, and the provenance.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gradtrace.errors import InvalidValueError, UnreadableFileError, UnsupportedFormatError
-from gradtrace.ledger.storage import surfacing
+from gradtrace.errors import UnreadableFileError, UnsupportedFormatError
+from gradtrace.evidence.whole_file import checked_path, write_whole
 
 __all__ = ["FORMAT", "read_mask", "write_mask"]
 
@@ -31,33 +29,16 @@ _KEY = "gradtrace.mask"
 
 
 def write_mask(arrays: Mapping[str, Bools], provenance: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Write to a temporary sibling, then put it in place. Errors: see `Mask.save`."""
-    target = Path(path)
+    """Write the file whole or not at all. Errors: see `Mask.save`."""
     header = json.dumps({"format": FORMAT, "names": list(arrays), "provenance": provenance})
-    # safetensors writes a view's whole memory, whatever its strides say; ascontiguousarray would lift 0-d to
-    # 1-d.
+    # safetensors writes a view's whole memory whatever its strides; ascontiguousarray would lift 0-d to 1-d.
     data = save({name: np.array(array, order="C") for name, array in arrays.items()}, {_KEY: header})
-    if target.is_dir() or not target.parent.is_dir():
-        raise InvalidValueError(
-            f"mask path '{target}'",
-            expected="a file in an existing directory",
-            got="a directory" if target.is_dir() else f"no directory '{target.parent}'",
-        )
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    with surfacing(f"writing {target}"):
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_whole(path, data, "mask path")
 
 
 def read_mask(path: str | PathLike[str]) -> tuple[dict[str, Bools], dict[str, Any]]:
     """The arrays, in the order they were saved in, and the provenance. Errors: see `Mask.load`."""
-    target = Path(path)
+    target = checked_path(path, "mask path")
     try:
         # Opened here first for an error that says what the system says; safetensors words it its own way.
         with target.open("rb"), safe_open(target, framework="numpy") as file:

@@ -120,6 +120,7 @@ class Plan(Mapping[str, LayerPlan]):
         """Read a plan; nothing in the file is trusted.
 
         Raises:
+            InvalidValueError: `path` is no path.
             UnreadableFileError: no file, not JSON, not a plan, or a plan that contradicts itself.
             UnsupportedFormatError: a format that this library does not know.
         """

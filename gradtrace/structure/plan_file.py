@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import math
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, NoReturn
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, UnreadableFileError, UnsupportedFormatError
-from gradtrace.ledger.storage import surfacing
+from gradtrace.evidence.whole_file import checked_path, write_whole
 from gradtrace.structure.plan import DENSE, LayerPlan, Plan
 from gradtrace.structure.sub_operator import SubOperator
 
@@ -28,8 +26,7 @@ _FIELDS = ("choice", "mask", "sub_operators", "predicted", "dense", "measured", 
 
 
 def write_plan(plan: Plan, path: str | PathLike[str]) -> None:
-    """Write `plan` to a temporary sibling, then put it at `path` in one step."""
-    target = Path(path)
+    """Write `plan` to `path`, whole or not at all; the errors are those of `Plan.save`."""
     document = {
         "kind": KIND,
         "format": FORMAT,
@@ -38,30 +35,17 @@ def write_plan(plan: Plan, path: str | PathLike[str]) -> None:
     }
     try:
         text = json.dumps(document, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValueError("plan provenance", expected="plain JSON values", got=str(error)) from error
-    if target.is_dir() or not target.parent.is_dir():
-        raise InvalidValueError(
-            f"plan path '{target}'",
-            expected="a file in an existing directory",
-            got="a directory" if target.is_dir() else f"no directory '{target.parent}'",
-        )
-    temporary = target.with_name(f".{uuid4().hex}.tmp")
-    with surfacing(f"writing {target}"):
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode("ascii"), "plan path")
 
 
 def read_plan(path: str | PathLike[str]) -> Plan:
     """Read and check the plan at `path`; the errors are those of `Plan.load`."""
+    path = checked_path(path, "plan path")
     try:
-        document: Any = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        document: Any = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except OSError as error:
         raise UnreadableFileError(
             f"plan '{path}' cannot be read", got=error.strerror or str(error)
@@ -98,6 +82,11 @@ def read_plan(path: str | PathLike[str]) -> Plan:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
+
+
+def _finite(digits: str) -> float:
+    # "1e999" is valid JSON, and would be an infinity that no file can hold again.
+    return float(digits) if math.isfinite(float(digits)) else _refuse(digits)
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
@@ -141,7 +130,11 @@ def _mask_to_json(mask: NDArray[np.bool_], *, short: bool) -> dict[str, Any]:
 
 def _mask_from_json(value: object, *, short: bool) -> NDArray[np.bool_]:
     shape = value.get("shape") if isinstance(value, Mapping) else None
-    if not isinstance(shape, list) or [type(size) for size in shape] != [int, int] or min(shape) < 0:
+    if (
+        not isinstance(shape, list)
+        or [type(size) for size in shape] != [int, int]
+        or not 0 <= min(shape) <= max(shape) <= _LARGEST
+    ):
         raise InvalidValueError(
             "mask", expected='an object with "shape": [outputs, inputs]', got=repr(value)[:80]
         )

@@ -156,7 +156,7 @@ EDITS: dict[str, tuple[Edit, type[GradtraceError], str]] = {
         "expected 150 bytes of bits, got 2 bytes",
     ),
     "a mask beyond all memory": (
-        lambda d: layer_of(d)["mask"].update(shape=[2**40, 2**40]),
+        lambda d: layer_of(d)["mask"].update(shape=[2**35, 2**35]),
         UnreadableFileError,
         "bytes of bits",
     ),
@@ -171,6 +171,18 @@ EDITS: dict[str, tuple[Edit, type[GradtraceError], str]] = {
         ),
         UnreadableFileError,
         "bytes of bits",
+    ),
+    "a side beyond all arrays": (
+        lambda d: layer_of(d).update(mask={"shape": [0, 10**30], "bits": ""}, sub_operators=[]),
+        UnreadableFileError,
+        "mask: expected an object with .shape.",
+    ),
+    "a full dense side beyond all arrays": (
+        lambda d: layer_of(d).update(
+            choice="dense", sub_operators=[], mask={"shape": [10**30, 0], "all": True}
+        ),
+        UnreadableFileError,
+        "mask: expected an object with .shape.",
     ),
     "a mask that is no base64": (
         lambda d: layer_of(d)["mask"].update(bits="?!"),
@@ -243,6 +255,14 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> No
         Plan.load(path)
 
 
+def test_a_number_beyond_all_floats_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    Plan({}, {"tokens": 1.5}).save(path)
+    path.write_text(path.read_text().replace("1.5", "1e999"))
+    with pytest.raises(UnreadableFileError, match="1e999 is no number"):
+        Plan.load(path)
+
+
 @pytest.mark.parametrize("cut", [1, 100, 300])
 def test_a_truncated_plan_is_refused(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "plan.json"
@@ -265,8 +285,12 @@ def test_a_plan_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     with pytest.raises(InvalidValueError, match="plan path"):
         small_plan().save(tmp_path / "folder")
-    with pytest.raises(InvalidValueError, match="plain JSON"):
-        Plan({}, {"object": object()}).save(tmp_path / "plan.json")
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for provenance in ({"object": object()}, {"deep": deep}):
+        with pytest.raises(InvalidValueError, match="plain JSON"):
+            Plan({}, provenance).save(tmp_path / "plan.json")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
