@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gradtrace.errors import GradtraceError, LedgerNotFoundError, MismatchError, UnsupportedError
+from gradtrace.errors import GradtraceError, UnsupportedError
 from gradtrace.ledger.creation import check_destination
-from gradtrace.ledger.reader import Ledger
+from gradtrace.recorder.continuation import Checkpoint, Mode, continuation
 from gradtrace.recorder.parameters import Selection
-from gradtrace.recorder.recorder import Mode, Recorder, check_settings
+from gradtrace.recorder.recorder import Recorder, check_settings
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
@@ -176,25 +176,7 @@ class GradientLedger(Callback):
         state, self._resume = self._resume, None
         if state is None or state.get("run_id") is None:
             return ("append", None) if self._written is not None else (self._mode, None)
-        try:
-            run_id = Ledger.open(self.path).run_id
-        except LedgerNotFoundError:
-            if self._mode == "overwrite":
-                return self._mode, None
-            raise LedgerNotFoundError(
-                f"resuming at step {state['steps']}",
-                expected=f"the ledger of run {state['run_id']} at {self.path!r}",
-                got="nothing there",
-                remedy="put the ledger back, or pass mode='overwrite' to begin a new one",
-            ) from None
-        if run_id != state["run_id"]:
-            raise MismatchError(
-                f"ledger {self.path!r}",
-                expected=f"run {state['run_id']}, which the checkpoint belongs to",
-                got=f"run {run_id}",
-                remedy="pass the path of that run's ledger",
-            )
-        return "append", int(state["steps"])
+        return continuation(self.path, self._mode, [Checkpoint(state["run_id"], state["steps"])])
 
     def _send(self, trainer: Trainer, summary: Summary) -> None:
         for logger in trainer.loggers:

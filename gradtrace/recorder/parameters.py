@@ -8,12 +8,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from gradtrace.errors import InvalidValueError, UnsupportedError
 from gradtrace.ledger.format import ParameterInfo
 from gradtrace.ledger.names import canonical
+from gradtrace.recorder.wrappers import bare_model
 
 __all__ = ["Candidate", "Selection", "candidates", "check_recordable"]
 
@@ -86,8 +86,7 @@ def candidates(model: nn.Module, selection: Selection) -> list[Candidate]:
         InvalidValueError: a pattern matches nothing, or nothing is left to record.
         UnsupportedError: a parameter's gradient could not be recorded; the parameter is named.
     """
-    if isinstance(model, DistributedDataParallel | DataParallel):
-        model = model.module
+    model = bare_model(model)
     found: dict[int, _Found] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):

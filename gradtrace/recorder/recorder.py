@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from time import perf_counter
 from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,16 +20,16 @@ from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.writer import LedgerWriter
+from gradtrace.recorder.continuation import Mode
 from gradtrace.recorder.parameters import Candidate, Selection, candidates, check_recordable
 from gradtrace.recorder.scaling import scale_and_skip
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import GroupStep, StepRecord, kind_of, refuse_optimizer, settings_of
 from gradtrace.recorder.window import DeviceWindow, one_device
+from gradtrace.recorder.wrappers import bare_optimizer
 
 __all__ = ["Mode", "Recorder", "check_settings"]
-
-Mode: TypeAlias = Literal["append", "overwrite"] | None
 
 _PATIENCE = 10  # steps without any gradient before that is an error
 
@@ -44,7 +44,7 @@ class Recorder:
     Usable as a context manager; leaving it commits what was recorded, also after an error.
 
     Args:
-        model: the module whose parameters are recorded; compiled and DDP-wrapped ones keep their plain names.
+        model: the module whose parameters are recorded; compiled, DDP and Fabric ones keep their names.
         path: where the ledger will be; must not exist unless `mode` says so.
         include: glob patterns over parameter names; a tied parameter has several names.
         exclude: glob patterns; what they match is not recorded.
@@ -120,7 +120,8 @@ class Recorder:
 
         Call it before clipping, to record true gradients. With an fp16 `scaler`, before or after
         `scaler.unscale_(optimizer)`: what is recorded is unscaled, and a step that the scaler will skip is
-        counted as skipped and adds nothing.
+        counted as skipped and adds nothing. Inside the wrapper of accelerate or Fabric, an optimizer
+        brings its scaler along.
 
         Raises:
             StateError: the recorder is closed.
@@ -128,6 +129,8 @@ class Recorder:
                 gradient was there in ten steps running.
         """
         began = perf_counter()
+        optimizer, own_scaler = bare_optimizer(optimizer)
+        scaler = scaler or own_scaler
         if self._closed:
             raise StateError("observe after close", remedy="make a new Recorder with mode='append'")
         if id(optimizer) not in self._optimizers:
