@@ -345,6 +345,7 @@ def test_permission_denied_is_one_error_that_keeps_its_number(book: Any, pair: L
     book.check()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="names files by their descriptors")
 def test_all_data_is_synced_before_the_commit_and_the_commit_before_its_announcement(
     book: Any, pair: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
