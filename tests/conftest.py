@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from torch import nn
+
+# How long an example takes is decided by whatever else the machine does, and no test promises it.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 class GradientLoop:
