@@ -34,6 +34,11 @@ class LinearLayer:
         return self.module.out_features, self.module.in_features
 
     @property
+    def has_weight(self) -> bool:
+        """Does it own its weight? Not where a hook computes it anew before every call."""
+        return self.module._parameters.get("weight") is not None
+
+    @property
     def timed(self) -> bool:
         """Can a layer like it be made and timed? Not where the weight is quantized, a DTensor or the like."""
         return _is_plain(self.module.weight)

@@ -15,6 +15,7 @@ from torch import nn
 from gradtrace import __version__
 from gradtrace.convert.linears import LinearLayer, linears
 from gradtrace.convert.masks import masks_by_name
+from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.convert.timing import cost_table, measure_beside
 from gradtrace.errors import InvalidValueError, UnsupportedError
@@ -37,9 +38,10 @@ def plan(
 
     Raises:
         MismatchError: the mask names a parameter that the model lacks, or has of another shape.
-        InvalidValueError: `tokens` below 1, or a mask that is no mapping of bool arrays.
-        UnsupportedError: a layer on the meta device, where nothing can be measured.
+        InvalidValueError: `tokens` below 1, a mask that is no mapping of bool arrays, or no nn.Module.
+        UnsupportedError: a layer without values (lazy, or on the meta device), where nothing can be measured.
     """
+    check_model(model)
     if type(tokens) is not int or tokens < 1:
         raise InvalidValueError("tokens", expected="an integer of at least 1", got=repr(tokens))
     masks = masks_by_name(model, mask)

@@ -122,16 +122,16 @@ class RoutedLinear(nn.Module):
             dense.index_put_((outputs[:, None], inputs[None, :]), block, accumulate=True)
         return dense
 
-    def forward(self, x: Tensor) -> Tensor:
-        """X (..., in_features) -> (..., out_features)."""
-        if x.shape[-1] != self.in_features:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's own name: layer(input=x) works
+        """`input` (..., in_features) -> (..., out_features)."""
+        if input.shape[-1] != self.in_features:
             raise MismatchError(
                 "input of a RoutedLinear",
                 expected=f"(..., {self.in_features})",
-                got=str(tuple(x.shape)),
+                got=str(tuple(input.shape)),
             )
         return routed_linear(
-            x,
+            input,
             self.weight,
             self.bias,
             self.inputs,

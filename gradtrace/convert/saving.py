@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from gradtrace.convert.linears import replace
 from gradtrace.convert.matching import check_replaceable, match_layers
+from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.convert.saved_structure import SavedLayer, SavedStructure
 from gradtrace.convert.state import check_state, distinct_tensors, named_state
 from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, UnreadableFileError
+from gradtrace.evidence.whole_file import checked_path
 from gradtrace.ledger.names import canonical
 from gradtrace.ledger.storage import surfacing
 
@@ -38,12 +40,14 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     anything else that is there, or that somebody put into it, is never touched.
 
     Raises:
-        InvalidValueError: something else is at `path`, or no directory is there to hold it.
+        InvalidValueError: something else is at `path`, no directory is there to hold it, or no nn.Module.
         StorageError: the disk failed; what was at `path` is still there.
         UnsupportedError: the state holds what is no plain tensor, by name.
     """
-    target = Path(os.path.realpath(path))
-    _check_target(target)
+    check_model(model)
+    target = Path(os.path.realpath(checked_path(path, "path")))
+    with surfacing(f"saving to {target}"):
+        _check_target(target)
     tensors, aliases = distinct_tensors(named_state(model))
     layers = {
         canonical(name): SavedLayer(
@@ -84,9 +88,11 @@ def load(model: Model, path: str | PathLike[str]) -> Model:
         UnsupportedFormatError: a format that this library does not know.
         MismatchError: the file is of another model: names, shapes, dtypes or ties differ.
         StateError: a layer of the model has been converted already.
-        UnsupportedError: a layer that cannot be replaced, by name.
+        UnsupportedError: a layer that cannot be replaced, or a weight on the meta device, by name.
+        InvalidValueError: what is no path, or no nn.Module.
     """
-    folder = Path(path)
+    check_model(model)
+    folder = checked_path(path, "path")
     structure = SavedStructure.read(folder / _STRUCTURE)
     state = _read_state(folder / _WEIGHTS, structure)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in structure.layers.items()}

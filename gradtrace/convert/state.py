@@ -14,6 +14,8 @@ from gradtrace.ledger.names import canonical
 
 __all__ = ["check_state", "distinct_tensors", "named_state"]
 
+_NOT_IN_SAFETENSORS = (torch.complex32, torch.complex128)
+
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of `model` by canonical name.
@@ -29,6 +31,11 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
                 f"'{name}' in the model's state is no plain tensor with values",
                 got=type(value).__name__,
                 remedy="materialise it before saving",
+            )
+        if value.dtype in _NOT_IN_SAFETENSORS:
+            raise UnsupportedError(
+                f"'{name}' in the model's state is {value.dtype}, which safetensors cannot hold",
+                remedy="keep it as two real tensors",
             )
         state[canonical(name)] = value
     return state
@@ -56,6 +63,7 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
     Raises:
         MismatchError: a name, shape, dtype, index or tie differs.
+        UnsupportedError: the model is on the meta device, where nothing can be loaded.
     """
     own = model.state_dict()
     names = {canonical(name) for name in own}
@@ -76,6 +84,11 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
                 expected=f"{saved.dtype} of shape {tuple(saved.shape)}",
                 got=f"{value.dtype} of shape {tuple(value.shape)}",
                 remedy=f"call model.to({saved.dtype}) first" if saved.shape == value.shape else "",
+            )
+        if value.is_meta:
+            raise UnsupportedError(
+                f"'{name}' of the model is on the meta device, where nothing can be loaded",
+                remedy="call model.to_empty(device=...) first",
             )
         first = tied.setdefault(_identity(value), name) if value.numel() else name
         if first != name and not torch.equal(state[first], saved):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.convert.linears import nearest
+from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.errors import InvalidValueError, MismatchError, NotEquivalentError
 from gradtrace.ledger.names import canonical
@@ -55,8 +56,10 @@ def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verif
     Raises:
         NotEquivalentError: a difference beyond its tolerance, or a value that is not finite.
         MismatchError: the models have different layers or outputs.
-        InvalidValueError: a batch of another kind, or a model without any floating-point output.
+        InvalidValueError: a batch of another kind, a model without any floating-point output, or no model.
     """
+    check_model(reference_model, "reference_model")
+    check_model(model)
     args, kwargs = _arguments(batch)
     with _eval(reference_model), _eval(model):
         expected = list(_tensors(reference_model(*args, **kwargs)))
@@ -99,12 +102,14 @@ def _compare_layers(
                 f"the reference has no layer '{name}'", remedy=nearest(name, list(references))
             )
 
-        def compare(_: nn.Module, given: tuple[Tensor, ...], y: Tensor, *, name: str = name) -> None:
+        def compare(
+            _: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor, *, name: str = name
+        ) -> None:
             there = references[name]
-            # Not there(x): that would also run the hooks of the reference's layer.
-            found.setdefault(name, []).append(_difference(y, there.forward(given[0]), 0.0))
+            # Not there(...): that would also run the hooks of the reference's layer.
+            found.setdefault(name, []).append(_difference(y, there.forward(*given, **named), 0.0))
 
-        handles.append(module.register_forward_hook(compare))
+        handles.append(module.register_forward_hook(compare, with_kwargs=True))
     try:
         if handles:
             with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradtrace.errors import MismatchError, UnreadableFileError
+from gradtrace.evidence.whole_file import checked_path
 from gradtrace.ledger.names import canonical
 
 __all__ = ["read_weights"]
@@ -26,8 +27,9 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     Raises:
         UnreadableFileError: no such file, damaged, of no known kind, or in need of pickle.
         MismatchError: two names that are one once wrappers are dropped.
+        InvalidValueError: `path` is no path.
     """
-    path = Path(path)
+    path = checked_path(path, "weights file")
     try:
         with path.open("rb") as file:
             start = file.read(9)

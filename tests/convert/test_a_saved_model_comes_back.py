@@ -311,6 +311,29 @@ def test_a_state_that_is_no_plain_tensors_is_refused_by_name(model: nn.Module, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_that_the_file_format_lacks_are_refused_by_name(tmp_path: Path) -> None:
+    model = nn.Linear(2, 3)
+    model.register_buffer("phase", torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(UnsupportedError, match=r"'phase' in the model's state is torch\.complex128"):
+        gt.save(model, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 5, "", b"saved", "a\0b", "a\ud800b"], ids=repr)
+def test_what_can_be_no_path_is_refused(path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (gt.save, gt.load):
+        with pytest.raises(InvalidValueError, match="path: expected a path on a local disk"):
+            use(nn.Linear(2, 3), path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_the_disk_refuses_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"):
+        gt.save(build(), tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
 def edit_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "gradtrace.json"
@@ -498,6 +521,15 @@ def test_another_model_is_refused_and_is_as_it_was(
 ) -> None:
     gt.save(converted(), tmp_path / "saved")
     assert_refused(make(), tmp_path / "saved", error, words)
+
+
+def test_a_model_without_data_is_told_to_get_some(tmp_path: Path) -> None:
+    gt.save(converted(), tmp_path / "saved")
+    model = build().to("meta")
+    with pytest.raises(UnsupportedError, match=r"'0\.weight' .* meta device.* Call model\.to_empty"):
+        gt.load(model, tmp_path / "saved")
+    assert type(model[0]) is nn.Linear
+    assert_same_bits(gt.load(model.to_empty(device="cpu"), tmp_path / "saved").eval(), converted())
 
 
 def assert_refused(model: nn.Module, path: Path, error: type[GradtraceError], words: str) -> None:

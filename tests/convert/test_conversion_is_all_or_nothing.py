@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,8 +143,18 @@ def test_apply_mask_zeroes_exactly_what_a_mask_drops(masks_of: MasksOf) -> None:
             InvalidValueError,
             "a bool array, got int",
         ),
+        (
+            lambda masks: masks.update({"3.weight": [[True], [True, False]]}),
+            InvalidValueError,
+            "mask of '3.weight': expected a bool array",
+        ),
+        (
+            lambda masks: masks.update({"_orig_mod.3.weight": ~masks["3.weight"]}),
+            MismatchError,
+            "two things of one parameter: got '3.weight' and '_orig_mod.3.weight'",
+        ),
     ],
-    ids=["no such parameter", "another shape", "no bools"],
+    ids=["no such parameter", "another shape", "no bools", "ragged", "twice"],
 )
 def test_a_mask_of_another_model_zeroes_nothing(
     masks_of: MasksOf, edit: Callable[[Masks], None], error: type[GradtraceError], words: str
@@ -331,6 +342,65 @@ def test_an_alias_in_the_mask_plans_the_layer(device: SimpleNamespace) -> None:
     model = nn.ModuleDict({"a": shared, "b": shared})
     plan = gt.plan(model, {"b.weight": np.zeros((24, 24), dtype=np.bool_)})
     assert plan.converted == ("a",)
+
+
+def test_two_names_of_one_weight_may_agree_and_must_not_differ(device: SimpleNamespace) -> None:
+    shared = nn.Linear(24, 24)
+    model = nn.ModuleDict({"a": shared, "b": shared})
+    mask = np.zeros((24, 24), dtype=np.bool_)
+    assert gt.plan(model, {"a.weight": mask, "b.weight": mask.copy()}).converted == ("a",)
+    with pytest.raises(MismatchError, match=r"two things of one parameter: got 'a\.weight' and 'b\.weight'"):
+        gt.plan(model, {"a.weight": mask, "b.weight": ~mask})
+
+
+def spectral_normed() -> nn.Module:
+    model = mlp()
+    nn.utils.spectral_norm(model[3])
+    return model
+
+
+@pytest.mark.parametrize("make", [pruned, spectral_normed])
+def test_a_mask_that_a_hook_would_undo_is_refused(make: Callable[[], nn.Module], masks_of: MasksOf) -> None:
+    plan = planned(mlp(), masks_of(mlp()))
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(
+        UnsupportedError, match="layer '3' cannot be masked: its weight is computed by a hook"
+    ):
+        gt.apply_mask_(model, plan)
+    assert_untouched(model, before)
+    with pytest.raises(
+        UnsupportedError, match="layer '3' cannot be masked: its weight is computed by a hook"
+    ):
+        gt.convert_(model, planned(mlp(), masks_of(mlp()), dense=("0", "3")), masked=True)
+    assert_untouched(model, before)
+
+
+def test_a_lazy_layer_has_to_run_once_first() -> None:
+    with pytest.raises(UnsupportedError, match=r"'0\.weight' has no shape yet\. Run the model once"):
+        gt.plan(nn.Sequential(nn.LazyLinear(3)), {"0.weight": np.ones((3, 4), dtype=np.bool_)})
+
+
+@pytest.mark.parametrize("model", [None, mlp().state_dict(), "model.ckpt"], ids=["none", "state", "path"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, path: gt.plan(model, {}),
+        lambda model, path: gt.convert_(model, Plan({})),
+        lambda model, path: gt.apply_mask_(model, {}),
+        lambda model, path: gt.save(model, path),
+        lambda model, path: gt.load(model, path),
+        lambda model, path: gt.verify(mlp(), model, torch.randn(2, 24)),
+        lambda model, path: gt.verify(model, mlp(), torch.randn(2, 24)),
+    ],
+    ids=["plan", "convert_", "apply_mask_", "save", "load", "verify", "verify against"],
+)
+def test_what_is_no_model_is_refused(
+    use: Callable[[object, Path], object], model: object, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidValueError, match=r"model: expected an nn\.Module, got "):
+        use(model, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bias_that_two_layers_share_stays_shared() -> None:

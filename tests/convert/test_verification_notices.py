@@ -199,6 +199,23 @@ def test_a_compiled_model_is_verified() -> None:
     assert set(gt.verify(reference, compiled, torch.randn(4, 24)).layers) == {"first", "second"}
 
 
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(input=x)
+        return result
+
+
+def test_a_layer_that_is_called_by_keyword_is_converted_and_verified() -> None:
+    model, mask = ByName(), np.random.default_rng(0).random((8, 24)) < 0.4
+    plan = Plan({"layer": LayerPlan("row groups", row_groups(mask, 3), mask, 1.0, 1.0, None, "")})
+    reference = gt.apply_mask_(copy.deepcopy(model), plan)
+    assert gt.verify(reference, gt.convert_(model, plan), torch.randn(4, 24)).layers["layer"].within
+
+
 def test_a_converted_layer_alone_is_verified() -> None:
     _, reference, converted = pair()
     assert gt.verify(reference.first, converted.first, torch.randn(4, 24)).output.within

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gradtrace.convert.weights_file import read_weights
-from gradtrace.errors import MismatchError, UnreadableFileError
+from gradtrace.errors import InvalidValueError, MismatchError, UnreadableFileError
 
 STATE = {"net.0.weight": torch.arange(6.0).view(2, 3), "net.0.bias": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -169,6 +170,12 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "absent")
     with pytest.raises(UnreadableFileError, match="Is a directory"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("path", [None, "", "a\0b"], ids=repr)
+def test_what_can_be_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(InvalidValueError, match="weights file: expected a path"):
+        read_weights(path)
 
 
 def test_two_names_that_are_one_are_refused(tmp_path: Path) -> None:
