@@ -13,8 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.errors import InvalidValueError
-
 __all__ = ["GRANULARITIES", "Blocks"]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -33,11 +31,7 @@ class Blocks:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], granularity: str) -> Blocks:
-        """The units of a parameter of this shape. Raises InvalidValueError for an unknown granularity."""
-        if granularity not in GRANULARITIES:
-            raise InvalidValueError(
-                "granularity", expected=f"one of {', '.join(GRANULARITIES)}", got=repr(granularity)
-            )
+        """The units of a parameter of this shape, at one of `GRANULARITIES`."""
         tall, wide = GRANULARITIES[granularity]
         height = shape[0] if shape else 1
         return cls(shape, _lengths(height, tall), _lengths(math.prod(shape[1:]), wide))

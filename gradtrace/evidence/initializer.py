@@ -61,8 +61,7 @@ def default_initializer(name: str, shape: tuple[int, ...], classes: tuple[str, .
             fan_in = shape[1]
         if one == "MultiheadAttention":
             return _uniform(math.sqrt(6 / (shape[0] + shape[1])))
-        # weight_hr of an LSTM with projections is (projected, hidden); every other matrix starts with the
-        # gates.
+        # weight_hr of an LSTM with projections is (projected, hidden); all other matrices start with gates.
         if one in _GATES:
             hidden = shape[1] if re.search(r"weight_hr", name) else shape[0] // _GATES[one]
             return _uniform(1 / math.sqrt(max(hidden, 1)))

@@ -77,20 +77,19 @@ def _matched(ledger: Ledger, weights: Weights) -> dict[str, str]:
 
 
 def _remedy(missing: list[str], weights: Weights) -> str:
-    # Checkpoints of a wrapped model differ by a prefix on every name: say which, rather than guess and drop
-    # it.
+    # A wrapped or an inner module differs by a prefix on every name: say which, rather than guess.
     for name in weights.arrays:
         for wanted in missing:
             if name.endswith(f".{wanted}"):
                 prefix = name.removesuffix(wanted)
                 if all(weights.find(prefix + other) for other in missing):
-                    return f"remove the prefix {prefix!r} from the names of the weights"
+                    return f"pass the module at {prefix[:-1]!r}, or remove {prefix!r} from every name"
             if wanted.endswith(f".{name}"):
                 prefix = wanted.removesuffix(name)
                 if all(
                     other.startswith(prefix) and weights.find(other.removeprefix(prefix)) for other in missing
                 ):
-                    return f"put the prefix {prefix!r} before the names of the weights"
+                    return f"pass the module that calls it {prefix[:-1]!r}, or put {prefix!r} before every name"
     return _THIS_RUN
 
 

@@ -90,8 +90,7 @@ class Null:
         if self.curve is None:
             return end
         starts, ends = self.curve
-        # Of starting values that end in one place, the nearest to zero: the p-value is the largest they
-        # allow.
+        # Of starting values that end in one place, the nearest to zero: it gives the largest p-value.
         ends, first = np.unique(ends, return_index=True)
         return _signed(end, ends, starts[first])
 

@@ -59,7 +59,8 @@ def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: 
     judge = chosen.judge(study, options)
     scores, pvalues = {}, {}
     for name in study.weights:
-        finding = judge(name)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
+            finding = judge(name)
         if not np.isfinite(finding.score).all():
             raise InvalidValueError(
                 f"scores of {name!r} by {by!r}",

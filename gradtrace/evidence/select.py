@@ -43,11 +43,11 @@ def select(
     of all together; only elements, and only for criteria that are tests.
 
     Raises InvalidValueError for arguments out of range, for both or neither of density and fdr, for scores
-    that are not finite, and for no scores at all.
+    that are not finite, for p-values that are none or do not fit the scores, and for no scores at all.
     """
     if scope not in SCOPES:
         raise InvalidValueError("scope", expected=f"one of {', '.join(SCOPES)}", got=repr(scope))
-    if granularity not in GRANULARITIES:
+    if granularity not in tuple(GRANULARITIES):  # a tuple, which unlike a dict can be asked for anything
         raise InvalidValueError(
             "granularity", expected=f"one of {', '.join(GRANULARITIES)}", got=repr(granularity)
         )
@@ -58,13 +58,13 @@ def select(
             got="neither" if density is None else "both",
             remedy="pass e.g. density=0.3, or fdr=0.01 for a criterion with p-values",
         )
-    arrays = _checked(scores)
+    arrays = _checked(scores, "scores")
     if density is not None:
         density = _share("density", density, "density=0.3")
         kept = _by_density(arrays, density, scope, granularity)
     else:
         fdr = _share("fdr", fdr, "fdr=0.01")
-        kept = _by_fdr(scores, arrays, fdr, scope, granularity)
+        kept = _by_fdr(_pvalues(scores, arrays), fdr, scope, granularity)
     selection = {"density": density, "fdr": fdr, "scope": scope, "granularity": granularity}
     return Mask(kept, {**dict(getattr(scores, "provenance", None) or {}), "selection": selection})
 
@@ -96,9 +96,7 @@ def _best(means: Array, sizes: NDArray[np.int64], density: float) -> Bools:
     return kept
 
 
-def _by_fdr(
-    scores: Mapping[str, Any], arrays: Mapping[str, Array], fdr: float, scope: str, granularity: str
-) -> dict[str, Bools]:
+def _by_fdr(pvalues: Mapping[str, Array], fdr: float, scope: str, granularity: str) -> dict[str, Bools]:
     if granularity != "element":
         raise InvalidValueError(
             "granularity",
@@ -106,19 +104,33 @@ def _by_fdr(
             got=repr(granularity),
             remedy="select by density for larger units: their p-values are those of elements",
         )
-    pvalues = getattr(scores, "pvalues", None)
-    if pvalues is None:
+    if scope == "layer":
+        return {name: discoveries(one, fdr) for name, one in pvalues.items()}
+    flat = {name: one.ravel() for name, one in pvalues.items()}
+    parted = _parted(discoveries(np.concatenate(list(flat.values())), fdr), flat)
+    return {name: parted[name].reshape(one.shape) for name, one in pvalues.items()}
+
+
+def _pvalues(scores: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    given = getattr(scores, "pvalues", None)
+    if given is None:
         raise InvalidValueError(
             "fdr",
             expected="scores with p-values",
             got="scores of a criterion that is no test",
             remedy="score with by='init', or pass density",
         )
-    if scope == "layer":
-        return {name: discoveries(pvalues[name], fdr) for name in arrays}
-    together = discoveries(np.concatenate([pvalues[name].ravel() for name in arrays]), fdr)
-    flat = _parted(together, {name: pvalues[name].ravel() for name in arrays})
-    return {name: flat[name].reshape(array.shape) for name, array in arrays.items()}
+    pvalues = _checked(given, "pvalues")
+    if {name: one.shape for name, one in pvalues.items()} != {
+        name: one.shape for name, one in arrays.items()
+    }:
+        raise InvalidValueError("pvalues", expected="the names and shapes of the scores", got="others")
+    for name, one in pvalues.items():
+        if one.size and not 0 <= one.min() <= one.max() <= 1:
+            raise InvalidValueError(
+                f"pvalues[{name!r}]", expected="numbers in [0, 1]", got=f"{one.min():g} to {one.max():g}"
+            )
+    return pvalues
 
 
 def _parted(together: Bools, like: Mapping[str, Array]) -> dict[str, Bools]:
@@ -135,20 +147,20 @@ def _share(name: str, value: object, example: str) -> float:
     return number
 
 
-def _checked(scores: object) -> dict[str, Array]:
+def _checked(scores: object, what: str) -> dict[str, Array]:
     remedy = "pass what gradtrace.score returns"
     if not isinstance(scores, Mapping):
         raise InvalidValueError(
-            "scores", expected="a mapping from name to array", got=type(scores).__name__, remedy=remedy
+            what, expected="a mapping from name to array", got=type(scores).__name__, remedy=remedy
         )
     if not scores:
-        raise InvalidValueError("scores", expected="at least one parameter", got="none", remedy=remedy)
+        raise InvalidValueError(what, expected="at least one parameter", got="none", remedy=remedy)
     arrays = {}
     for name, value in scores.items():
-        array = np.asarray(as_array(value, f"scores[{name!r}]"), np.float64)
+        array = np.asarray(as_array(value, f"{what}[{name!r}]"), np.float64)
         if not np.isfinite(array).all():
             raise InvalidValueError(
-                f"scores[{name!r}]",
+                f"{what}[{name!r}]",
                 expected="finite numbers",
                 got=f"{array.size - int(np.isfinite(array).sum())} of {array.size} NaN or infinite",
             )

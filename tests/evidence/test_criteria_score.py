@@ -185,9 +185,14 @@ def test_a_seed_is_a_number_from_zero_up(seed: Any) -> None:
         score(None, {"w": np.ones((2, 2))}, "random", seed=seed)
 
 
-def test_sums_that_overflowed_are_an_error_that_names_the_parameter(make_ledger: Callable[..., Any]) -> None:
-    ledger = make_ledger({"a.w": (1, 2)}, grad_sumsq={"a.w": np.array([[1.0, np.inf]])})
+@pytest.mark.parametrize(
+    ("weight", "grad_sumsq"), [(1.0, np.inf), (0.0, np.inf), (1e200, 1.0)], ids=["sum", "NaN", "weight"]
+)
+def test_what_overflowed_is_an_error_that_names_the_parameter(
+    weight: float, grad_sumsq: float, make_ledger: Callable[..., Any]
+) -> None:
+    ledger = make_ledger({"a.w": (1, 2)}, grad_sumsq={"a.w": np.array([[1.0, grad_sumsq]])})
     with pytest.raises(
         InvalidValueError, match=r"scores of 'a\.w' by 'fisher-step': expected finite numbers"
     ):
-        score(ledger, {"a.w": np.ones((1, 2))})
+        score(ledger, {"a.w": np.full((1, 2), weight)})

@@ -62,9 +62,11 @@ def test_missing_biases_are_no_fault_as_they_are_not_scored(make_ledger: Callabl
 
 def test_a_prefix_on_every_name_is_pointed_out(make_ledger: Callable[..., Any]) -> None:
     ledger = make_ledger(SHAPES)
-    with pytest.raises(MismatchError, match=r"Remove the prefix 'model\.' from the names of the weights"):
+    with pytest.raises(
+        MismatchError, match=r"Pass the module at 'model', or remove 'model\.' from every name"
+    ):
         score(ledger, {f"model.{name}": array for name, array in ones().items()}, "magnitude")
-    with pytest.raises(MismatchError, match=r"Put the prefix 'net\.' before the names of the weights"):
+    with pytest.raises(MismatchError, match=r"Pass the module that calls it 'net', or put 'net\.'"):
         score(ledger, {name.removeprefix("net."): array for name, array in ones().items()}, "magnitude")
 
 

@@ -205,6 +205,15 @@ def test_a_share_is_a_number_in_the_half_open_unit_interval(name: str, bad: Any)
         (SCORES, {"density": 0.3, "scope": "layers"}, "scope: expected one of layer, global, got 'layers'"),
         (SCORES, {"density": 0.3, "granularity": "row"}, "granularity: expected one of element, tile, rows"),
         (SCORES, {"density": 0.3, "granularity": None}, "granularity: expected one of"),
+        (SCORES, {"density": 0.3, "granularity": ["rows"]}, "granularity: expected one of"),
+        (Scores(SCORES, {"v": SCORES["w"] / 6}), {"fdr": 0.1}, "pvalues: expected the names and shapes"),
+        (Scores(SCORES, {"w": SCORES["w"].T / 6}), {"fdr": 0.1}, "pvalues: expected the names and shapes"),
+        (Scores(SCORES, SCORES), {"fdr": 0.1}, r"pvalues\['w'\]: expected numbers in \[0, 1\], got 0 to 5"),
+        (
+            Scores(SCORES, {"w": SCORES["w"] * np.nan}),
+            {"fdr": 0.1},
+            r"pvalues\['w'\]: expected finite numbers",
+        ),
         (
             scores_with_pvalues(),
             {"fdr": 0.1, "granularity": "tile"},
