@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from gradtrace.ledger.encoding import JSON, encode
+from gradtrace.ledger.encoding import encode
 
-__all__ = ["CRC_BYTES", "GROUP", "ROOT", "array_metadata", "chunk_elements"]
+__all__ = ["GROUP", "ROOT", "chunk_elements", "raw_chunk"]
 
 ROOT = "zarr.json"
 GROUP = encode({"zarr_format": 3, "node_type": "group", "attributes": {}})
 CHUNK_ELEMENTS = 4 * 1024 * 1024
-CRC_BYTES = 4
 
 
 def chunk_elements(size: int) -> int:
@@ -22,17 +23,7 @@ def chunk_elements(size: int) -> int:
     return max(1, -(-size // max(1, -(-size // CHUNK_ELEMENTS))))
 
 
-def array_metadata(size: int, dtype: np.dtype[np.generic]) -> dict[str, JSON]:
-    """Return the zarr.json of an array, as zarr itself writes it."""
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [size],
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk_elements(size)]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0.0 if dtype.kind == "f" else 0,
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "attributes": {},
-        "storage_transformers": [],
-    }
+def raw_chunk(part: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
+    """Return what a chunk's checksum covers: its little-endian elements, with the last one's zero padding."""
+    little = part.astype(part.dtype.newbyteorder("<"), copy=False)
+    return little if little.size == length else np.pad(little, (0, length - little.size))

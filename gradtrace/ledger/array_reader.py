@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import zarr
 
 from gradtrace.errors import CorruptLedgerError
-from gradtrace.ledger.array_format import CRC_BYTES, ROOT, array_metadata, chunk_elements
+from gradtrace.ledger.array_format import ROOT, chunk_elements, raw_chunk
 from gradtrace.ledger.commit import ArrayDigest
-from gradtrace.ledger.encoding import checksum, decode, reading
-from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.encoding import checksum
+from gradtrace.ledger.storage import Storage, surfacing
 
 __all__ = ["StoredArray"]
-
-# The rest of zarr.json means nothing to a reader: attributes, and a fill value that is never used.
-_BINDING = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
 
 
 class StoredArray:
@@ -36,45 +36,52 @@ class StoredArray:
         self._storage, self._key, self._what, self._digest = storage, key, what, digest
         self._size, self._dtype = size, np.dtype(dtype)
         self.chunk_elements = chunk_elements(size)
-        self._check_metadata()
+        self._array = self._open()
 
-    def _check_metadata(self) -> None:
+    def _open(self) -> zarr.Array[Any]:
         raw = self._storage.get(f"{self._key}/{ROOT}")
         if raw is None:
             raise CorruptLedgerError(f"{self._what}: zarr.json is missing")
         if checksum(raw) != self._digest.metadata:
             raise self._differs("zarr.json", self._digest.metadata, checksum(raw))
-        with reading(f"{self._what}: zarr.json"):
-            metadata = decode(raw)
-        expected = array_metadata(self._size, self._dtype)
-        for name in _BINDING:
-            got = metadata.get(name) if isinstance(metadata, dict) else None
-            if got != expected[name]:
-                raise CorruptLedgerError(
-                    f"{self._what}: {name} in zarr.json", expected=repr(expected[name]), got=repr(got)[:80]
-                )
+        with self._reading("zarr.json"):
+            array = zarr.open_array(self._storage.zarr_store(self._key, read_only=True), mode="r")
+        expected = ((self._size,), self._dtype, (self.chunk_elements,))
+        if (array.shape, array.dtype, array.chunks) != expected:
+            raise CorruptLedgerError(
+                f"{self._what}: shape, dtype and chunks in zarr.json",
+                expected=repr(expected),
+                got=repr((array.shape, array.dtype, array.chunks))[:80],
+            )
         if len(self._digest.chunks) != -(-self._size // self.chunk_elements):
             raise CorruptLedgerError(f"{self._what}: its commit names {len(self._digest.chunks)} chunks")
+        return array
 
     def chunk(self, number: int) -> np.ndarray[Any, Any]:
-        """Return one chunk, read-only; raises CorruptLedgerError where it is lost, truncated or altered."""
-        raw = self._storage.get(f"{self._key}/c/{number}")
-        if raw is None:
+        """Return one chunk; raises CorruptLedgerError where it is lost, truncated or altered."""
+        first = number * self.chunk_elements
+        # zarr reads a chunk that is not there as zeros, which would say: never supported.
+        if f"{number}" not in self._storage.names(f"{self._key}/c"):
             raise CorruptLedgerError(f"{self._what}: chunk {number} is missing")
-        count = min(self.chunk_elements, self._size - number * self.chunk_elements)
-        # The last chunk of a zarr array is stored whole, padded with the fill value.
-        stored = self.chunk_elements * self._dtype.itemsize + CRC_BYTES
-        if len(raw) != stored:
-            raise CorruptLedgerError(
-                f"{self._what}: chunk {number} is truncated", expected=f"{stored} bytes", got=str(len(raw))
-            )
-        values = np.frombuffer(raw, self._dtype.newbyteorder("<"), count=self.chunk_elements)
-        found = checksum(values)
-        trailer = f"{int.from_bytes(raw[-CRC_BYTES:], 'little'):08x}"
-        for digest in (self._digest.chunks[number], trailer):
-            if found != digest:
-                raise self._differs(f"chunk {number}", digest, found)
-        return values[:count].astype(self._dtype, copy=False)
+        with self._reading(f"chunk {number}"):
+            values = np.asarray(self._array[first : first + self.chunk_elements])
+        found = checksum(raw_chunk(values, self.chunk_elements))
+        if found != self._digest.chunks[number]:
+            raise self._differs(f"chunk {number}", self._digest.chunks[number], found)
+        return values
+
+    @contextmanager
+    def _reading(self, part: str) -> Iterator[None]:
+        with surfacing(f"reading {self._what}"):
+            try:
+                yield
+            except OSError:
+                raise
+            except Exception as error:
+                # zarr and its codecs raise what they like for bytes that they cannot make sense of.
+                raise CorruptLedgerError(
+                    f"{self._what}: {part} is truncated or altered", got=str(error)[:200]
+                ) from error
 
     def _differs(self, part: str, expected: str, got: str) -> CorruptLedgerError:
         return CorruptLedgerError(f"{self._what}: {part} is altered", expected=f"crc32c {expected}", got=got)

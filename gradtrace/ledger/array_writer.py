@@ -1,8 +1,4 @@
-"""Writing flat arrays, with the checksums that a commit keeps.
-
-The bytes are plain enough to write directly: zarr's own writer needs three times as long for a small entry,
-and after a failure its threads go on writing where the next attempt is already at work.
-"""
+"""Writing flat arrays through zarr, with the checksums that a commit keeps."""
 
 from __future__ import annotations
 
@@ -10,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
 
 from gradtrace.errors import InvalidValueError
-from gradtrace.ledger.array_format import CRC_BYTES, ROOT, array_metadata, chunk_elements
+from gradtrace.ledger.array_format import ROOT, chunk_elements, raw_chunk
 from gradtrace.ledger.commit import ArrayDigest
-from gradtrace.ledger.encoding import checksum, encode
+from gradtrace.ledger.encoding import checksum
 from gradtrace.ledger.layout import Layout
-from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.storage import Storage, surfacing
 
 __all__ = ["check_arrays", "check_flat", "write_array"]
 
@@ -27,22 +25,28 @@ def write_array(storage: Storage, key: str, data: np.ndarray[Any, Any]) -> Array
     Returns:
         The checksums of the array's zarr.json and of each of its chunks.
     """
-    little = data.astype(data.dtype.newbyteorder("<"), copy=False)
-    metadata = encode(array_metadata(data.size, data.dtype))
-    storage.write(f"{key}/{ROOT}", metadata)
     length = chunk_elements(data.size)
     digests = []
-    for number, first in enumerate(range(0, data.size, length)):
-        chunk = _padded(little[first : first + length], length)
-        digest = checksum(chunk)
-        storage.write(f"{key}/c/{number}", chunk.data, int(digest, 16).to_bytes(CRC_BYTES, "little"))
-        digests.append(digest)
+    with surfacing(f"writing {storage.path / key}"):
+        array = zarr.create_array(
+            storage.zarr_store(key),
+            shape=data.shape,
+            chunks=(length,),
+            dtype=data.dtype,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            fill_value=0,
+            # A chunk of zeros that is left out could not be told from one that was lost.
+            config={"write_empty_chunks": True},
+        )
+        # One chunk a call: given several, zarr's threads would go on writing the others after one has failed,
+        # where the next attempt is already at work.
+        for first in range(0, data.size, length):
+            part = data[first : first + length]
+            array[first : first + length] = part
+            digests.append(checksum(raw_chunk(part, length)))
+    metadata = storage.get(f"{key}/{ROOT}") or b""
     return ArrayDigest(checksum(metadata), tuple(digests))
-
-
-def _padded(part: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
-    # zarr stores the last chunk at full length, so its checksum covers the padding too.
-    return part if part.size == length else np.pad(part, (0, length - part.size))
 
 
 def check_arrays(

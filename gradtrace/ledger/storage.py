@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
 from gradtrace.errors import GradtraceError, InvalidValueError, StorageError
 
 __all__ = ["PARTIAL", "Storage", "surfacing"]
@@ -80,14 +83,17 @@ class Storage:
                 raise
             self._sync_up(path.parent)
 
-    def write(self, key: str, *parts: bytes | memoryview) -> None:
+    def write(self, key: str, data: bytes) -> None:
         """Write an object that nothing names yet: not atomic, and durable only after `sync`."""
         path = self._inside(key)
         with surfacing(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
-                for part in parts:
-                    file.write(part)
+                file.write(data)
+
+    def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:
+        """Return a zarr store rooted at `prefix`; what it writes is durable only after `sync`."""
+        return LocalStore(self._inside(prefix), read_only=read_only)
 
     def delete_prefix(self, prefix: str) -> None:
         """Remove the object `prefix` and everything below it; nothing where it does not exist."""

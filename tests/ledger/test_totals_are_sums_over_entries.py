@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import LocalStore
 
 from gradtrace.errors import CorruptLedgerError, MismatchError, UnknownNameError
 from gradtrace.ledger import array_format, array_reader
 from gradtrace.ledger.details import Update
 from gradtrace.ledger.format import ACCUMULATORS, Layout, ParameterInfo, Piece
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.storage import Storage
 
 Make = Callable[..., ParameterInfo]
 
@@ -192,8 +192,13 @@ def test_walking_over_small_parameters_reads_each_chunk_once(
         for _ in range(entries):
             book.commit(writer, number)
     read: list[str] = []
-    real = Storage.get
-    monkeypatch.setattr(Storage, "get", lambda self, key: read.append(key) or real(self, key))  # type: ignore[func-returns-value]
+    real = LocalStore.get
+
+    async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        read.append(f"{self.root}/{key}")
+        return await real(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(LocalStore, "get", get)
     for record in Ledger.open(book.path).values():
         for accumulator in ACCUMULATORS:
             getattr(record, accumulator)
