@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradtrace.callbacks.huggingface import HFGradientLedger
     from gradtrace.callbacks.lightning import GradientLedger
 
-__all__ = ["GradientLedger"]
+__all__ = ["GradientLedger", "HFGradientLedger"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> object:
         from gradtrace.callbacks.lightning import GradientLedger
 
         return GradientLedger
+    if name == "HFGradientLedger":
+        from gradtrace.callbacks.huggingface import HFGradientLedger
+
+        return HFGradientLedger
     raise AttributeError(f"module 'gradtrace.callbacks' has no attribute {name!r}")

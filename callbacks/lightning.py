@@ -33,7 +33,8 @@ class GradientLedger(Callback):
     and a summary is printed when training ends. Saving a checkpoint commits; resuming from it goes on at its
     step, and what was recorded after it is void. A second `fit` of the same trainer goes on in the same
     ledger. `fast_dev_run` records into a temporary folder. Under DDP the gradients are equal on all ranks and
-    rank 0 records them.
+    rank 0 records them. Under manual optimization a gradient is recorded as it is when its optimizer steps:
+    clipped, where `training_step` has clipped it.
 
     Args:
         path: where the ledger will be; nothing is created before the first optimizer step.

@@ -1,0 +1,241 @@
+"""The Hugging Face callback: records a run of transformers.Trainer into a ledger."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from typing_extensions import override
+
+from gradtrace.callbacks.huggingface_trainer import (
+    Undo,
+    before_clipping,
+    calling_trainer,
+    on_error,
+    refuse_trainer,
+)
+from gradtrace.errors import GradtraceError, InvalidValueError, UnsupportedError
+from gradtrace.recorder.continuation import Checkpoint, Mode, continuation
+from gradtrace.recorder.parameters import Selection
+from gradtrace.recorder.recorder import Recorder, check_settings
+from gradtrace.recorder.summary import Summary
+
+__all__ = ["HFGradientLedger"]
+
+_PER_PARAMETER = "ledger/never_supported/"
+
+
+class HFGradientLedger(TrainerCallback, ExportableState):
+    """Streams per-parameter gradient events of `Trainer.train` into a ledger at `path`.
+
+    `Trainer(..., callbacks=[HFGradientLedger("runs/lm.ledger.zarr")])` is all that is needed. Gradients are
+    recorded once per optimizer step, before clipping and unscaled. The share of dependencies never supported
+    goes to the Trainer's log when an entry is committed (per parameter too, which the console leaves out),
+    and a summary is printed when training ends. Saving a checkpoint commits and notes the step in its
+    trainer_state.json; resuming from it goes on at that step, and what was recorded after it is void. A
+    second `train` of the same trainer goes on in the same ledger. What stops an epoch, an interrupt too,
+    leaves everything before it committed. Under DDP the gradients are equal on all ranks and rank 0 records
+    them.
+
+    With `restore_callback_states_from_checkpoint=True` the Trainer builds this callback anew from what the
+    checkpoint says, `path` included: as for any callback, only for checkpoints that you trust.
+
+    Args:
+        path: where the ledger will be; nothing is created before the first optimizer step.
+        include: glob patterns over parameter names.
+        exclude: glob patterns; what they match is not recorded.
+        window_steps: steps in a window, the unit of batch means; 1 to 32767.
+        entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
+        threshold: an event is |g| > threshold.
+        mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
+
+    Raises:
+        LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
+        UnsupportedError: for set-ups, optimizers and parameters without a usable gradient, by name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        window_steps: int = 32,
+        entry_steps: int = 512,
+        threshold: float = 0.0,
+        mode: Mode = None,
+    ) -> None:
+        check_settings(window_steps, entry_steps, threshold, mode)
+        selection = Selection.of(include, exclude)
+        self.path = os.fspath(path)
+        self.checkpoint: dict[str, Any] | None = None  # set by the Trainer when it restores callback states
+        self._mode = mode
+        self._settings: dict[str, Any] = {
+            "include": list(selection.include),
+            "exclude": list(selection.exclude),
+            "window_steps": window_steps,
+            "entry_steps": entry_steps,
+            "threshold": threshold,
+        }
+        self._recorder: Recorder | None = None
+        self._trainer: Trainer | None = None  # while it trains
+        self._undo: list[Undo] = []
+        self._observed = False
+        self._written = False
+        self._reported = 0
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the recording amounts to so far; None before the first `train`."""
+        return None if self._recorder is None else self._recorder.summary()
+
+    def close(self) -> None:
+        """Commit what is recorded and release the ledger; `train` does this itself, also when it fails."""
+        self._trainer = None
+        while self._undo:
+            self._undo.pop()()
+        if self._recorder is not None:
+            try:
+                self._recorder.close()
+            finally:
+                self._written = self._written or self._recorder.run_id is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @override
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.close()
+        trainer = calling_trainer()
+        refuse_trainer(trainer)
+        if not state.is_world_process_zero:
+            return
+        assert model is not None, "the Trainer hands its model to every event"
+        # Not a resumed run: what the state holds then is this callback's own note of an earlier `train`.
+        checkpoints = self._checkpoints(state) if state.global_step else []
+        mode, resume_at = continuation(self.path, self._mode, checkpoints)
+        if not checkpoints and self._written:
+            mode = "append"
+        if isinstance(state.stateful_callbacks, dict):
+            # The Trainer cannot save again after resuming from a checkpoint made without this callback.
+            state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._recorder = Recorder(model, self.path, mode=mode, resume_at=resume_at, **self._settings)
+        self._trainer, self._observed, self._reported = trainer, False, 0
+        self._undo = [before_clipping(trainer, self._observe), on_error(trainer, self._fail)]
+
+    @override
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer is not None and not self._observed:
+            if (args.max_grad_norm or 0.0) > 0.0:
+                raise UnsupportedError(
+                    f"{type(self._trainer).__name__} clips gradients its own way",
+                    expected="clipping by trainer.accelerator.clip_grad_norm_, where gradients are read",
+                    remedy="clip that way, or pass max_grad_norm=0",
+                )
+            self._observe()
+        self._observed = False
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Logging takes should_log back, which is meant for the Trainer's own log of this step.
+        should_log = control.should_log
+        self._report()
+        control.should_log = should_log
+
+    @override
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._trainer is None or self._recorder is None or logs is None:
+            return
+        # The loggers come before this callback and have them; the console comes after it, and has a line.
+        for name in [name for name in logs if name.startswith(_PER_PARAMETER)]:
+            del logs[name]
+        if "train_loss" in logs:
+            # The Trainer's last log: at on_train_end, its loggers have already closed theirs.
+            self._recorder.commit()
+            self._report()
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer is None or self._recorder is None:
+            return
+        self.close()
+        summary = self._recorder.summary()
+        if summary.steps:
+            print(summary)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        """Commit, and say how far the ledger is: what a checkpoint keeps in its trainer_state.json."""
+        noted = None
+        if self._recorder is not None:
+            steps = self._recorder.commit()
+            if self._recorder.run_id is not None:
+                noted = {"run_id": self._recorder.run_id, "steps": steps}
+        # `mode` is left out: a file must not be what allows a ledger to be replaced.
+        return {"args": {"path": self.path, **self._settings}, "attributes": {"checkpoint": noted}}
+
+    def _observe(self) -> None:
+        if self._trainer is not None and self._recorder is not None and not self._observed:
+            optimizer = self._trainer.optimizer
+            assert optimizer is not None, "gradients are about to be clipped for it"
+            self._recorder.observe(optimizer)
+            self._observed = True
+
+    def _report(self) -> None:
+        if self._trainer is None or self._recorder is None:
+            return
+        summary = self._recorder.summary()
+        if summary.steps > self._reported:
+            self._reported = summary.steps
+            self._trainer.log(summary.metrics())
+
+    def _checkpoints(self, state: TrainerState) -> list[Checkpoint]:
+        """The notes in a resumed state; the Trainer keeps a growing list where it has several ledgers."""
+        stored: Any = state.stateful_callbacks or {}
+        try:
+            kept = stored.get(type(self).__name__, [])
+            notes = [one["attributes"]["checkpoint"] for one in (kept if isinstance(kept, list) else [kept])]
+            return [Checkpoint(note["run_id"], note["steps"]) for note in notes if note is not None]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InvalidValueError(
+                "the checkpoint's trainer_state.json",
+                expected=f"what {type(self).__name__} wrote there",
+                got=f"{type(error).__name__}: {error}",
+                remedy="resume from a checkpoint that was not altered",
+            ) from error
+
+    def _fail(self, error: BaseException) -> None:
+        try:
+            self.close()
+        except GradtraceError as failure:
+            # What stopped the training is what the user must see; the ledger's own trouble goes beside it.
+            if failure is not error:
+                error.add_note(f"and the ledger could not be closed: {failure}")
