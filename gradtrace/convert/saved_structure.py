@@ -41,6 +41,11 @@ class SavedLayer:
                     got=f"{part.inputs.max()}, {part.outputs.max()}",
                 )
 
+    @property
+    def weights(self) -> int:
+        """How many weights the layer holds."""
+        return sum(part.size for part in self.sub_operators)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         parts = [part.to_json() for part in self.sub_operators]

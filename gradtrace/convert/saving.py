@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
-import google_crc32c
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,10 +15,11 @@ from torch import Tensor, nn
 from gradtrace.convert.linears import replace
 from gradtrace.convert.matching import check_replaceable, match_layers
 from gradtrace.convert.model import check_model
+from gradtrace.convert.model_folder import STRUCTURE, WEIGHTS, check_target, crc32c_of, replacing
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.convert.saved_structure import SavedLayer, SavedStructure
 from gradtrace.convert.state import check_state, distinct_tensors, named_state
-from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, UnreadableFileError
+from gradtrace.errors import GradtraceError, MismatchError, UnreadableFileError
 from gradtrace.evidence.whole_file import checked_path
 from gradtrace.ledger.names import canonical
 from gradtrace.ledger.storage import surfacing
@@ -29,15 +28,13 @@ __all__ = ["load", "save"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_WEIGHTS = "model.safetensors"
-_STRUCTURE = "gradtrace.json"
-
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
     """Write `model`, converted or not, to the folder `path`; no pickle.
 
-    The folder is written beside `path` and put there in one step. An earlier folder of ours is replaced;
-    anything else that is there, or that somebody put into it, is never touched.
+    The folder is written beside `path` and then renamed. One that we wrote earlier is replaced, by two renames:
+    a process killed between them leaves both folders, whole, under hidden names beside `path`. Anything else
+    that is there, or that somebody put into it, is never touched.
 
     Raises:
         InvalidValueError: something else is at `path`, no directory is there to hold it, or no nn.Module.
@@ -47,7 +44,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     check_model(model)
     target = Path(os.path.realpath(checked_path(path, "path")))
     with surfacing(f"saving to {target}"):
-        _check_target(target)
+        check_target(target)
     tensors, aliases = distinct_tensors(named_state(model))
     layers = {
         canonical(name): SavedLayer(
@@ -56,25 +53,12 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         for name, module in model.named_modules()
         if isinstance(module, RoutedLinear)
     }
-    new, old = (target.with_name(f".{uuid4().hex}.{kind}") for kind in ("tmp", "old"))
-    with surfacing(f"saving to {target}"):
+    with surfacing(f"saving to {target}"), replacing(target) as folder:
         try:
-            new.mkdir()
-            save_file(tensors, new / _WEIGHTS)
-            SavedStructure(_crc32c(new / _WEIGHTS), aliases, layers).write(new / _STRUCTURE)
-            for part in (new / _WEIGHTS, new / _STRUCTURE, new):
-                _fsync(part)
-            if target.is_dir():
-                target.rename(old)
-            new.rename(target)
-            _fsync(target.parent)
+            save_file(tensors, folder / WEIGHTS)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
-        finally:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            _remove(new)
-            _remove(old)
+        SavedStructure(crc32c_of(folder / WEIGHTS), aliases, layers).write(folder / STRUCTURE)
 
 
 def load(model: Model, path: str | PathLike[str]) -> Model:
@@ -93,12 +77,17 @@ def load(model: Model, path: str | PathLike[str]) -> Model:
     """
     check_model(model)
     folder = checked_path(path, "path")
-    structure = SavedStructure.read(folder / _STRUCTURE)
-    state = _read_state(folder / _WEIGHTS, structure)
+    structure = SavedStructure.read(folder / STRUCTURE)
+    state = _read_state(folder / WEIGHTS, structure)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in structure.layers.items()}
     layers = match_layers(model, shapes, "the saved model")
     chosen = {name: layers[name] for name in structure.layers}
     check_replaceable(chosen.values())
+    for name, saved in structure.layers.items():
+        # Sub-operators may overlap, so that a short list can claim more memory than there is.
+        stored = state.get(f"{name}.weight")
+        if stored is None or stored.numel() != saved.weights:
+            raise MismatchError(f"gradtrace.json and model.safetensors differ in the weights of '{name}'")
     built = {name: _build(layer.module, structure.layers[name], name) for name, layer in chosen.items()}
     try:
         for name, layer in chosen.items():
@@ -137,7 +126,7 @@ def _build(linear: nn.Linear, saved: SavedLayer, name: str) -> RoutedLinear:
 
 def _read_state(path: Path, structure: SavedStructure) -> Mapping[str, Tensor]:
     try:
-        crc32c = _crc32c(path)
+        crc32c = crc32c_of(path)
         tensors = load_file(path) if crc32c == structure.crc32c else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise UnreadableFileError(f"'{path}' cannot be read", got=str(error)) from error
@@ -149,47 +138,3 @@ def _read_state(path: Path, structure: SavedStructure) -> Mapping[str, Tensor]:
         if name not in tensors or alias in tensors:
             raise UnreadableFileError(f"'{path.parent}' is broken", got=f"'{alias}' tied to '{name}'")
     return {**tensors, **{alias: tensors[name] for alias, name in structure.aliases.items()}}
-
-
-def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise InvalidValueError(f"path '{target}'", expected="a folder in an existing directory")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if target.is_dir() and {part.name for part in target.iterdir()} <= {_WEIGHTS, _STRUCTURE}:
-        try:
-            SavedStructure.read(target / _STRUCTURE)
-        except GradtraceError:
-            pass
-        else:
-            return
-    raise InvalidValueError(
-        f"path '{target}'",
-        expected="a new folder, or one that gt.save wrote and nobody added to",
-        got="something else",
-        remedy="choose another path",
-    )
-
-
-def _crc32c(path: Path) -> str:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            value = google_crc32c.extend(value, chunk)
-    return f"{value:08x}"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Only the files that `save` writes: nothing else is ever deleted."""
-    if folder.is_dir():
-        for name in (_WEIGHTS, _STRUCTURE):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()

@@ -455,7 +455,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[GradtraceError], str]] = {
     "a sub-operator less": (
         edit_json(lambda d: d["layers"]["0"]["sub_operators"].pop()),
         MismatchError,
-        "another model: '0.",
+        "differ in the weights of '0'",
+    ),
+    "more sub-operators than any memory holds": (
+        edit_json(
+            lambda d: d["layers"]["0"].update(
+                sub_operators=[{"inputs": list(range(24)), "outputs": list(range(40))}] * 2000
+            )
+        ),
+        MismatchError,
+        "differ in the weights of '0'",
     ),
     "an alias of nothing": (
         edit_json(lambda d: d.update(aliases={"a": "../../etc/passwd"})),
