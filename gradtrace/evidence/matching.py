@@ -89,7 +89,9 @@ def _remedy(missing: list[str], weights: Weights) -> str:
                 if all(
                     other.startswith(prefix) and weights.find(other.removeprefix(prefix)) for other in missing
                 ):
-                    return f"pass the module that calls it {prefix[:-1]!r}, or put {prefix!r} before every name"
+                    return (
+                        f"pass the module that calls it {prefix[:-1]!r}, or put {prefix!r} before every name"
+                    )
     return _THIS_RUN
 
 
