@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -574,3 +576,31 @@ def test_the_callback_outside_a_trainer_says_what_to_do(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=os.fspath(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(StateError, match=r"Recorder\.observe"):
         ledger.on_train_begin(arguments, TrainerState(), TrainerControl(), model=language_model())
+
+
+RANK = """
+import runpy, sys
+names = runpy.run_path(sys.argv[1])
+run = names["trainer"](
+    names["Path"](sys.argv[2]), names["HFGradientLedger"](sys.argv[3], **names["SMALL"]), optim="sgd",
+    per_device_train_batch_size=2, ddp_backend="gloo", max_grad_norm=1e-3, ddp_find_unused_parameters=False,
+)
+assert run.accelerator.num_processes == 2
+run.train()
+"""
+
+
+def test_two_processes_record_what_one_does_and_rank_0_alone_writes(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    trainer(tmp_path, HFGradientLedger(tmp_path / "one", **SMALL), optim="sgd", max_grad_norm=1e-3).train()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [tmp_path / "rank.py", __file__, tmp_path, tmp_path / "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*launch, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = gt.Ledger.open(tmp_path / "one"), gt.Ledger.open(tmp_path / "two")
+    assert (list(one), one.steps) == (list(two), two.steps)
+    for name in one:
+        np.testing.assert_allclose(one[name].grad_sum, two[name].grad_sum, rtol=1e-4, atol=1e-6, err_msg=name)
