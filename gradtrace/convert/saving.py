@@ -32,9 +32,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
     """Write `model`, converted or not, to the folder `path`; no pickle.
 
-    The folder is written beside `path` and then renamed. One that we wrote earlier is replaced, by two renames:
-    a process killed between them leaves both folders, whole, under hidden names beside `path`. Anything else
-    that is there, or that somebody put into it, is never touched.
+    The folder is written beside `path` and then renamed. An earlier folder of ours is replaced, by two
+    renames: a process killed between them leaves both, whole, under hidden names beside `path`. Anything
+    else that is there, or that somebody put into it, is never touched.
 
     Raises:
         InvalidValueError: something else is at `path`, no directory is there to hold it, or no nn.Module.
