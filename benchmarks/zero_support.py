@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import gradtrace as gt
 from gradtrace.callbacks import GradientLedger
-from gradtrace.evidence.comparison import never_supported, smallest
+from gradtrace.evidence.never_supported import never_supported, smallest
 from gradtrace.report.tables import never_supported_table
 
 ROOT = Path(__file__).resolve().parents[1]

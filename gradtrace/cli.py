@@ -185,8 +185,9 @@ def compare(
     --model recipes.mnist:model --validate recipes.mnist:validate`
     """
     import gradtrace as gt
-    from gradtrace.evidence.comparison import Curves, agreement, quality_at_density
+    from gradtrace.evidence.agreement import agreement
     from gradtrace.evidence.criterion import criterion
+    from gradtrace.evidence.curves import Curves, quality_at_density
     from gradtrace.named_target import named_target
     from gradtrace.report.tables import agreement_table, quality_table, verdict_lines
 

@@ -21,16 +21,10 @@ from story import story
 import gradtrace as gt
 from gradtrace.convert.weights_file import read_weights
 from gradtrace.errors import InvalidValueError
-from gradtrace.evidence.comparison import (
-    Agreement,
-    Curves,
-    NeverSupported,
-    agreement,
-    never_supported,
-    quality_at_density,
-    smallest,
-    tied_share,
-)
+from gradtrace.evidence.agreement import Agreement, agreement
+from gradtrace.evidence.curves import Curves, quality_at_density
+from gradtrace.evidence.never_supported import NeverSupported, never_supported, smallest
+from gradtrace.evidence.ties import tied_share
 from gradtrace.report.latency import interleaved
 from gradtrace.report.page import render
 from gradtrace.report.plots import agreement_plot, heatmaps, latency_plot, quality_plot

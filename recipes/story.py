@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 import gradtrace as gt
-from gradtrace.evidence.comparison import Curves, NeverSupported
+from gradtrace.evidence.curves import Curves
+from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.report.page import Page, Picture, Section
 from gradtrace.report.table import Table
 from gradtrace.report.tables import plan_lines, verdict_lines

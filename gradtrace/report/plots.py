@@ -12,7 +12,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gradtrace.evidence.comparison import Agreement, Curves
+from gradtrace.evidence.agreement import Agreement
+from gradtrace.evidence.curves import Curves
 from gradtrace.report.printable import printable
 from gradtrace.report.reordering import reordered
 from gradtrace.structure.plan import Plan

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradtrace.evidence.comparison import Agreement, Curves, NeverSupported
+from gradtrace.evidence.agreement import Agreement
 from gradtrace.evidence.criterion import Criterion
+from gradtrace.evidence.curves import Curves
+from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.ledger.reader import Ledger
 from gradtrace.report.table import Table
 from gradtrace.structure.plan import Plan

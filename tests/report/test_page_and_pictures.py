@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gradtrace.evidence.comparison import Agreement, Curves, NeverSupported
+from gradtrace.evidence.agreement import Agreement
+from gradtrace.evidence.curves import Curves
+from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.report.page import Page, Picture, Section, render
 from gradtrace.report.plots import agreement_plot, heatmaps, latency_plot, quality_plot
 from gradtrace.report.reordering import reordered
