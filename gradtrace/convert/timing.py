@@ -1,10 +1,10 @@
-"""Measuring what layers cost on the device at hand: interleaved medians, never one run after the other."""
+"""Measuring what layers cost on the device at hand: interleaved calls, never one run after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from statistics import median
+from statistics import quantiles
 from time import perf_counter
 
 import numpy as np
@@ -17,20 +17,21 @@ from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.structure.cost import CostTable
 from gradtrace.structure.sub_operator import SubOperator
 
-__all__ = ["cost_table", "measure_beside", "medians"]
+__all__ = ["cost_table", "measure_beside", "quartiles"]
 
 _SIZES = (16, 64, 256, 1024, 4096)
 _LONGEST = 0.1  # seconds of one product: beyond it, time grows in proportion and needs no measuring
 _BUDGET = 1.0  # seconds for each of the two sweeps of a calibration
 _CONFIRM_BUDGET = 0.6  # and for each layer that is measured beside its candidate
 _MOST_ROUNDS = 25
-_LEAST_ROUNDS = 5
+_LEAST_ROUNDS = 8
 
 
-def medians(functions: Sequence[Callable[[], object]], device: torch.device, budget: float) -> list[float]:
-    """Median seconds of each function, all called in turn, round after round, for about `budget` seconds.
+def quartiles(functions: Sequence[Callable[[], object]], device: torch.device, budget: float) -> list[float]:
+    """Lower quartile of each function's seconds, all called in turn for about `budget` seconds.
 
-    Whatever else the machine does falls on all of them alike. The first round warms up and is not counted.
+    Whatever else the machine does falls on all of them alike, and only ever adds time: with half of the calls
+    disturbed, a lower quartile still tells what the call itself takes. The first round warms up.
     """
     taken: list[list[float]] = [[] for _ in functions]
     begun = perf_counter()
@@ -44,7 +45,7 @@ def medians(functions: Sequence[Callable[[], object]], device: torch.device, bud
                 times.append(perf_counter() - start)
         if number >= _LEAST_ROUNDS and perf_counter() - begun > budget:
             break
-    return [median(times) for times in taken]
+    return [quantiles(times, n=4, method="inclusive")[0] for times in taken]
 
 
 def cost_table(device: torch.device, dtype: torch.dtype, tokens: int) -> CostTable:
@@ -60,7 +61,7 @@ def measure_beside(linear: nn.Linear, routed: RoutedLinear, tokens: int) -> tupl
     """(seconds of `linear`, seconds of `routed`) on `tokens` rows of noise."""
     weight = linear.weight
     x = torch.randn(tokens, linear.in_features, device=weight.device, dtype=weight.dtype)
-    dense, taken = medians(
+    dense, taken = quartiles(
         [lambda: functional.linear(x, weight, linear.bias), lambda: routed(x)], weight.device, _CONFIRM_BUDGET
     )
     return dense, taken
@@ -73,13 +74,13 @@ def _measured(device: torch.device, dtype: torch.dtype, tokens: int, threads: in
     numbers = torch.randn(sizes[-1] * max(sizes[-1], tokens), device=device, dtype=dtype)
     # From large to small, so that no small product follows one that has emptied the caches.
     pairs = [(k, n) for k in sizes[::-1] for n in sizes[::-1]]
-    taken = medians([_product(numbers, tokens, k, n) for k, n in pairs], device, _BUDGET)
+    taken = quartiles([_product(numbers, tokens, k, n) for k, n in pairs], device, _BUDGET)
     seconds_of = dict(zip(pairs, taken, strict=True))
     gemm = tuple(tuple(seconds_of[k, n] for n in sizes) for k in sizes)
     bare = CostTable(tokens, sizes, sizes, gemm)
     structures = _structures(min(sizes[-1], 1024))
     calls = [_call(side, parts, numbers, tokens) for side, parts in structures]
-    seconds = np.array(medians(calls, device, _BUDGET))
+    seconds = np.array(quartiles(calls, device, _BUDGET))
     # What the products do not explain is spread over the counts of elements, sub-operators and calls.
     products = np.array([bare.predict_sub_operators(parts, side) for side, parts in structures])
     counts = np.array([_counts(side, parts, tokens) for side, parts in structures], dtype=np.float64)

@@ -37,7 +37,8 @@ def select(
     Elements are kept in exact number, round(density * size), a half to the even side. "tile" (16 x 16) and
     "rows" (64 consecutive outputs share one input set) keep whole units, best mean score first, as many as
     come nearest to that number of elements (the fewer of two), but at least one unless that number is 0.
-    Equal scores: the earlier parameter and the lower index in row-major order win.
+    Among equal scores a fixed shuffle decides: the same at every call, and a mask at a lower density lies
+    within one at a higher.
 
     `fdr` in (0, 1]: keep what Benjamini-Hochberg rejects at that rate, on the p-values of every parameter, or
     of all together; only elements, and only for criteria that are tests.
@@ -85,7 +86,10 @@ def _by_density(
 def _best(means: Array, sizes: NDArray[np.int64], density: float) -> Bools:
     """True for the units kept, best first, until their elements come nearest to round(density * all)."""
     target = round(density * int(sizes.sum()))
-    order = np.argsort(-means, kind="stable")
+    # Counts tie by the thousand, and the order of their indices is no neutral judge: it would keep the first
+    # rows of a layer and drop the last.
+    shuffled = np.random.default_rng(0).permutation(len(means))
+    order = shuffled[np.argsort(-means[shuffled], kind="stable")]
     reached = np.cumsum(sizes[order])
     below = int(np.searchsorted(reached, target, side="right"))
     got = int(reached[below - 1]) if below else 0

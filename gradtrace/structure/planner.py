@@ -20,6 +20,12 @@ __all__ = ["MARGIN", "Candidate", "Confirm", "candidates", "plan_layer"]
 MARGIN = 1.1
 """A prediction has to beat dense by this factor: it is itself uncertain by about a tenth."""
 
+PROMISING = 0.7
+"""A candidate predicted at this speed of dense is measured where it can be: predictions err by as much."""
+
+WORTHWHILE = 1.05
+"""A measurement has to beat dense by this factor: below it, what is gained does not pay for the change."""
+
 _GROUP_SIZES = (64, 128, 256)
 _TIE = 0.98
 
@@ -58,14 +64,17 @@ def plan_layer(
 ) -> LayerPlan:
     """The fastest way to run a layer that keeps `mask` (out_features, in_features).
 
-    With `refuse`, a layer whose best candidate is not predicted to be `MARGIN` times as fast as dense, or is
-    then measured by `confirm` to be slower than dense, stays dense. Without, the best is taken anyway.
+    With `refuse`, a layer stays dense whose best candidate is not predicted to be `MARGIN` times as fast as
+    dense; or, where `confirm` can measure it, is not even predicted to be `PROMISING`, or is not measured
+    to be `WORTHWHILE`. Without, the best is taken anyway.
     """
     out_features, in_features = mask.shape
     dense = cost.predict_dense(in_features, out_features) if mask.size else 0.0
     predicted, best = _fastest(mask, cost)
     said = f"{best.words}: predicted {_beside(dense, predicted)}"
-    if refuse and predicted * MARGIN > dense:
+    # What multiplies as much as dense does cannot be faster, only mismeasured.
+    needed = MARGIN if confirm is None or _work(best) >= mask.size else PROMISING
+    if refuse and predicted * needed > dense:
         return LayerPlan(
             DENSE,
             (),
@@ -73,14 +82,15 @@ def plan_layer(
             dense,
             dense,
             None,
-            f"stays dense: the best candidate is {said}, needed {MARGIN:g}x",
+            f"stays dense: the best candidate is {said}, needed {needed:g}x",
         )
     if confirm is None:
         return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, None, said)
     dense_seconds, seconds = confirm(best)
     said = f"{said}; measured {_beside(dense_seconds, seconds)}"
-    if refuse and seconds > dense_seconds:
-        return LayerPlan(DENSE, (), mask, dense, dense, None, f"stays dense: the best candidate is {said}")
+    if refuse and seconds * WORTHWHILE > dense_seconds:
+        said = f"stays dense: the best candidate is {said}, needed {WORTHWHILE:g}x"
+        return LayerPlan(DENSE, (), mask, dense, dense, None, said)
     return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, dense_seconds / seconds, said)
 
 
@@ -94,6 +104,11 @@ def _fastest(mask: NDArray[np.bool_], cost: CostTable) -> tuple[float, Candidate
         if seconds < least * _TIE:
             least, best = seconds, candidate
     return least, best
+
+
+def _work(candidate: Candidate) -> int:
+    """Multiplications for each token."""
+    return sum(len(part.inputs) * len(part.outputs) for part in candidate.sub_operators)
 
 
 def _beside(dense: float, seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,16 @@ DENSITIES = st.floats(0, 1, exclude_min=True)
 
 
 def best(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Oracle: a plain sort by (score descending, index ascending)."""
-    order = sorted(range(values.size), key=lambda index: (-values.ravel()[index], index))
+    """Oracle: a plain sort by (score descending, place in the fixed shuffle)."""
+    place = {int(index): at for at, index in enumerate(np.random.default_rng(0).permutation(values.size))}
+    order = sorted(range(values.size), key=lambda index: (-values.ravel()[index], place[index]))
     kept = np.zeros(values.size, bool)
     kept[order[:count]] = True
     return kept.reshape(values.shape)
 
 
 @given(st.lists(ARRAYS, min_size=1, max_size=4), DENSITIES)
-def test_each_layer_keeps_exactly_its_share_and_ties_go_to_the_lower_index(
+def test_each_layer_keeps_exactly_its_share_and_a_fixed_shuffle_decides_ties(
     arrays: list[np.ndarray[Any, Any]], density: float
 ) -> None:
     mask = select({str(i): array for i, array in enumerate(arrays)}, density=density)
@@ -42,7 +44,7 @@ def test_each_layer_keeps_exactly_its_share_and_ties_go_to_the_lower_index(
 
 
 @given(st.lists(ARRAYS, min_size=1, max_size=4), DENSITIES)
-def test_global_keeps_exactly_the_share_of_all_and_ties_go_to_the_earlier_parameter(
+def test_global_keeps_exactly_the_share_of_all_and_a_fixed_shuffle_decides_ties(
     arrays: list[np.ndarray[Any, Any]], density: float
 ) -> None:
     mask = select({str(i): array for i, array in enumerate(arrays)}, density=density, scope="global")
@@ -51,6 +53,16 @@ def test_global_keeps_exactly_the_share_of_all_and_ties_go_to_the_earlier_parame
     np.testing.assert_array_equal(
         np.concatenate([mask[str(i)].ravel() for i in range(len(arrays))]), expected
     )
+
+
+def test_ties_favour_no_row_and_masks_are_nested_over_densities() -> None:
+    equal = {"w": np.ones((200, 50))}
+    masks = [select(equal, density=density)["w"] for density in (0.2, 0.5, 0.8)]
+    for small, large in pairwise(masks):
+        assert not (small & ~large).any()
+    # Half of 50 per row: binomial, five standard deviations are 17.7.
+    assert np.abs(masks[1].sum(axis=1) - 25).max() < 18
+    np.testing.assert_array_equal(masks[1], select(equal, density=0.5)["w"])
 
 
 UNITS = {"tile": (16, 16), "rows": (64, 1)}

@@ -105,6 +105,20 @@ def test_a_candidate_measured_faster_is_taken_and_its_speed_kept() -> None:
     assert [candidate.sub_operators for candidate in seen] == [planned.sub_operators]
 
 
+def test_a_candidate_predicted_a_little_slower_is_measured_and_the_measurement_decides() -> None:
+    mask = np.ones((1000, 1000), dtype=np.bool_)
+    mask[950:] = False
+    slow = table(per_call=2e-4)
+    assert (
+        0.7 < plan_layer(mask, slow, refuse=False).dense / plan_layer(mask, slow, refuse=False).predicted < 1
+    )
+    assert plan_layer(mask, slow).choice == DENSE
+    assert plan_layer(mask, slow, confirm=lambda candidate: (3e-3, 2e-3)).choice == "trimmed"
+    refused = plan_layer(mask, slow, confirm=lambda candidate: (2.04e-3, 2e-3))
+    assert refused.choice == DENSE
+    assert "needed 1.05x" in refused.reason
+
+
 def test_refuse_false_keeps_what_was_measured_slower_and_says_so() -> None:
     planned = plan_layer(blocks(), table(), refuse=False, confirm=lambda candidate: (2e-3, 4e-3))
     assert planned.choice == "components"
