@@ -63,10 +63,7 @@ def built_model(text: str, weights: Mapping[str, Tensor]) -> nn.Module:
     import torch
     from torch import nn
 
-    model = _called(
-        text,
-        "--model",
-    )
+    model = _called(text, "--model")
     if not isinstance(model, nn.Module):
         raise InvalidValueError(
             "--model", expected=f"{text}() to return a torch.nn.Module", got=type(model).__name__

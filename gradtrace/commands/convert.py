@@ -1,0 +1,105 @@
+"""`gradtrace convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradtrace.commands.options import (
+    AsJson,
+    By,
+    Density,
+    Fdr,
+    Granularity,
+    LedgerPath,
+    Refuse,
+    Scope,
+    Tokens,
+    Validate,
+    WeightsPath,
+)
+from gradtrace.commands.output import show
+from gradtrace.commands.planned import plan_facts, planned
+
+__all__ = ["convert"]
+
+
+def convert(
+    ledger: LedgerPath,
+    weights: WeightsPath,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder for the converted model; an earlier one is replaced."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="PKG.MOD:FACTORY", help="Function that builds the module, no arguments."
+        ),
+    ],
+    by: By = None,
+    density: Density = None,
+    fdr: Fdr = None,
+    scope: Scope = "layer",
+    granularity: Granularity = "rows",
+    tokens: Tokens = 512,
+    refuse: Refuse = True,
+    validate: Validate = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a trained model: plan, replace the layers that gain, verify each against its masked self, save.
+
+    A converted layer must equal the masked dense one, or nothing is written.
+
+    Example: `gradtrace convert runs/mnist/seed-0/mnist.ledger.zarr runs/mnist/seed-0/mnist.ckpt converted
+    --density 0.5 --model recipes.mnist:model --validate recipes.mnist:validate`
+    """
+    from copy import deepcopy
+
+    import torch
+
+    import gradtrace as gt
+    from gradtrace.commands.named_target import named_target, quality
+    from gradtrace.report.tables import plan_lines, plan_table
+
+    if validate is not None:
+        named_target(validate, "--validate")
+    made, mask, dense = planned(
+        ledger,
+        weights,
+        by=by,
+        density=density,
+        fdr=fdr,
+        scope=scope,
+        granularity=granularity,
+        tokens=tokens,
+        refuse=refuse,
+        model=model,
+    )
+    converted = deepcopy(dense)
+    gt.convert_(converted, made)
+    masked = deepcopy(dense)
+    gt.apply_mask_(masked, made)
+    generator = torch.Generator().manual_seed(0)
+    for name in made.converted:
+        batch = torch.randn(tokens, made[name].mask.shape[1], generator=generator)
+        gt.verify(masked.get_submodule(name), converted.get_submodule(name), batch)
+    found = (
+        {}
+        if validate is None
+        else {
+            "dense": quality(validate, dense),
+            "masked": quality(validate, masked),
+            "converted": quality(validate, converted),
+        }
+    )
+    gt.save(converted, out)
+    lines = (
+        *plan_lines(made),
+        *(f"{what}: {value:.4g}" for what, value in found.items()),
+        f"{len(made.converted)} of {len(made)} layers converted and verified; saved to {out}",
+    )
+    data = plan_facts(made, mask) | {"out": str(out), "converted": made.converted, "quality": found or None}
+    show(as_json, data, plan_table(made), lines=lines)
