@@ -604,3 +604,9 @@ def test_two_processes_record_what_one_does_and_rank_0_alone_writes(tmp_path: Pa
     assert (list(one), one.steps) == (list(two), two.steps)
     for name in one:
         np.testing.assert_allclose(one[name].grad_sum, two[name].grad_sum, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_adapter_needs_no_lightning() -> None:
+    code = "import sys; sys.modules['lightning'] = None; from gradtrace.callbacks import HFGradientLedger"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
