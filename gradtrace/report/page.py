@@ -25,6 +25,11 @@ class Picture:
             raise ValueError("a picture needs PNG bytes and an alternative text")
 
     @property
+    def width(self) -> int:
+        """Pixels across, as the PNG's header says."""
+        return int.from_bytes(self.png[16:20], "big")
+
+    @property
     def source(self) -> str:
         """The picture itself as a data URI."""
         return "data:image/png;base64," + b64encode(self.png).decode("ascii")
@@ -32,12 +37,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, then paragraphs, pictures and tables in this order."""
+    """A heading, then paragraphs, a list of findings, pictures and tables in this order."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

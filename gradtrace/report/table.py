@@ -38,27 +38,34 @@ class Table:
             raise ValueError(f"table {self.title!r}: every row needs {len(self.columns)} cells")
 
     def print(self, console: Console) -> None:
-        """Show the table; where the terminal is too narrow it runs over the edge, and nothing is left out."""
+        """Show the table, its title above and its note below; nothing is ever cut off.
+
+        Prose wraps at the edge of a terminal. Where that is not enough, and where there is no terminal, the
+        table is as wide as it needs to be.
+        """
         table = self._rich()
-        least = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
-        console.print(table, width=max(console.width, least), crop=False)
+        needed = Measurement.get(console, console.options.update(max_width=10_000), table)
+        edge = min(console.width, needed.maximum) if console.is_terminal else needed.maximum
+        table.width = max(edge, needed.minimum)
+        console.print(Text(self.title, style="bold"))
+        console.print(table, crop=False, soft_wrap=False)
+        if self.note:
+            console.print(Text(self.note, style="dim italic"))
+        console.print()
 
     def _rich(self) -> RichTable:
         table = RichTable(
-            title=Text(self.title),
-            title_justify="left",
-            caption_justify="left",
             box=SIMPLE_HEAD,
+            show_edge=False,
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        if self.note:
-            table.caption = Text(self.note)
         for position, column in enumerate(self.columns):
             left = position == 0 or column in self.prose
-            # Headings may wrap, numbers may not: half a number reads like another one.
+            # Headings may wrap between words, numbers not at all: half a number reads like another one.
+            word = max(map(len, column.split()), default=0)
             widest = max((len(row[position]) for row in self.rows), default=0)
-            least = min(widest, 14) if left else widest
+            least = max(word, min(widest, 14) if left else widest)
             side: JustifyMethod = "left" if left else "right"
             table.add_column(Text(column), justify=side, min_width=least, overflow="fold")
         for row in self.rows:

@@ -12,8 +12,12 @@ from rich.console import Console
 from gradtrace.evidence.agreement import Agreement
 from gradtrace.evidence.curves import Curves
 from gradtrace.evidence.never_supported import NeverSupported
+from gradtrace.report.agreement_plot import agreement_plot
+from gradtrace.report.heatmaps import heatmaps
+from gradtrace.report.latency_plot import latency_plot
+from gradtrace.report.overview import overview
 from gradtrace.report.page import Page, Picture, Section, render
-from gradtrace.report.plots import agreement_plot, heatmaps, latency_plot, quality_plot
+from gradtrace.report.quality_plot import quality_plot
 from gradtrace.report.reordering import reordered
 from gradtrace.report.table import Table
 from gradtrace.report.tables import (
@@ -51,6 +55,7 @@ PICTURES = {
     "quality": lambda: quality_plot(CURVES, ylabel=NASTY),
     "agreement": lambda: agreement_plot(AGREED),
     "heatmaps": lambda: heatmaps(a_plan()),
+    "overview": lambda: overview(CURVES, CURVES, a_plan(), ylabel=NASTY),
     "latency": lambda: latency_plot(
         {"batch 1": {"dense": 1.0, NASTY: 0.5}, "batch 2": {"dense": 2, NASTY: 1}}
     ),
