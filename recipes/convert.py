@@ -9,13 +9,12 @@ from typing import Annotated
 
 import torch
 import typer
-from mnist import digits, model, validate
-from rich.console import Console
+from mnist import digits, trained, validate
 
 import gradtrace as gt
-from gradtrace.convert.weights_file import read_weights
 from gradtrace.report.latency import interleaved
 from gradtrace.report.tables import plan_lines, plan_table
+from gradtrace.report.terminal import terminal
 
 
 def main(
@@ -33,12 +32,10 @@ def main(
     criterion and density were chosen by looking at the held-out images of five seeds. Look at
     `python recipes/compare.py` next, or try `--density 0.2`, `--by magnitude`, `--no-refuse`.
     """
-    console = Console(highlight=False)
-    dense = model()
+    console = terminal()
     with console.status("scoring, planning and timing"):
         ledger = gt.Ledger.open(run / "mnist.ledger.zarr")
-        dense.load_state_dict(read_weights(run / "mnist.ckpt"))
-        dense.eval()
+        dense = trained(run)
         scores = gt.score(ledger, dense, by=by)
         mask = gt.select(scores, density=density, granularity="rows")
         plan = gt.plan(dense, mask, tokens=tokens, refuse=refuse)
@@ -51,7 +48,7 @@ def main(
 
     plan_table(plan).print(console)
     for line in plan_lines(plan):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(
         f"Verified: {len(plan.converted)} of {len(plan)} layers decomposed, largest relative difference from "
         f"the masked dense model {report.output.relative:.1e}"

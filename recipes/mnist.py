@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from gradtrace.convert.weights_file import read_weights
+
 __all__ = [
     "BATCH",
     "EPOCHS",
@@ -33,6 +35,7 @@ __all__ = [
     "fit",
     "model",
     "run_folders",
+    "trained",
     "validate",
 ]
 
@@ -148,6 +151,13 @@ def fit(net: Classifier, seed: int, epochs: int = EPOCHS, callbacks: Sequence[pl
             enable_progress_bar=False,
         )
         trainer.fit(net, batches(seed))
+
+
+def trained(run: Path) -> Classifier:
+    """The classifier that train.py left in `run`, ready to be asked."""
+    net = model()
+    net.load_state_dict(read_weights(run / "mnist.ckpt"))
+    return net.eval()
 
 
 def run_folders(runs: Path) -> list[Path]:

@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 import torch
 import typer
 from mnist import EPOCHS, Classifier, batches, digits, fit, validate
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import gradtrace as gt
 from gradtrace.callbacks import GradientLedger
+from gradtrace.report.table import Table
+from gradtrace.report.terminal import terminal
 
 
 class Advance(pl.Callback):
@@ -71,29 +71,29 @@ def main(
 
     and go on with `python recipes/convert.py`.
     """
-    console = Console()
+    console = terminal()
     digits()  # decompressing the images is no part of the training time
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    bar = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     rows = []
-    with Progress(*columns, console=console) as progress:
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
         progress.add_task("training", total=seeds * epochs * len(batches(seed=0)))
         for seed in range(seeds):
             folder = runs / f"seed-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             rows.append(train(seed, folder, epochs, weight_decay, progress))
 
-    table = Table(title=f"{seeds} trainings with the ledger on", title_justify="left")
-    for column in ("seed", "accuracy", "seconds", "recorder's share", "never supported"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
+    cells = tuple(
+        (
             f"{row['seed']}",
             f"{row['accuracy']:.1%}",
             f"{row['seconds']:.1f}",
             f"{row['recorder_share']:.1%}",
             f"{row['never_supported']:.1%}",
         )
-    console.print(table)
+        for row in rows
+    )
+    columns = ("seed", "accuracy", "seconds", "recorder's share", "never supported")
+    Table(f"{seeds} trainings with the ledger on", columns, cells).print(console)
     middle, total = median(row["accuracy"] for row in rows), sum(row["seconds"] for row in rows)
     console.print(f"Median accuracy {middle:.1%} on 1,000 held-out images; {total:.1f} s in all.")
     (runs / "train.json").write_text(

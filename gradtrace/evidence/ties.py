@@ -1,4 +1,4 @@
-"""How much of a mask was decided by the order of the indices, because scores were equal."""
+"""How much of a mask was decided by lot, because scores were equal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tied_share(
 ) -> float:
     """Share of the kept dependencies whose score equals that of a dropped one of the same parameter.
 
-    Between those the order of the indices decided, not the criterion: counts tie often, weights hardly ever.
+    Between those the lot decided, not the criterion: counts tie often, weights hardly ever.
     """
     tied = total = 0
     for name, kept in masks.items():
