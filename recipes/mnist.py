@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 BATCH = 64
-EPOCHS = 10
+EPOCHS = 7
 
 # The split must not move between scripts or runs: held-out figures are only comparable on the same images.
 SPLIT_SEED = 2601
