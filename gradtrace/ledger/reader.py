@@ -10,15 +10,14 @@ from typing import Any
 
 from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, UnknownNameError
 from gradtrace.ledger.commit import Commit
-from gradtrace.ledger.commit_store import read_commits
-from gradtrace.ledger.details import Update, check_details
-from gradtrace.ledger.encoding import reading
+from gradtrace.ledger.commit_check import check_commit
+from gradtrace.ledger.commit_store import all_stand, read_commits
+from gradtrace.ledger.details import Update
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.parameter import ParameterInfo
-from gradtrace.ledger.paths import rank_name
 from gradtrace.ledger.record import ParameterRecord
 from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.sums import Sums
@@ -30,7 +29,8 @@ class Ledger(Mapping[str, ParameterRecord]):
     """The committed entries of a ledger, as they were when it was opened; opened by `Ledger.open`.
 
     Iterates over canonical names in the order of first recording; `[]` and `in` also know the aliases of tied
-    weights. Takes no lock: a writer may go on meanwhile.
+    weights. Takes no lock: a writer may go on meanwhile. Entries that are merged or voided after the ledger
+    was opened are removed in time: reading them then is a StateError that asks to open it again.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Ledger(Mapping[str, ParameterRecord]):
         """
         storage = Storage(path)
         header = read_header(storage)
-        commits = live_commits(read_commits(storage, header.run_id))
-        if not commits:
-            raise EmptyLedgerError(f"the ledger {storage.path} holds no committed entry")
-        layouts: dict[int, StoredLayout] = {}
-        for commit in commits:
-            number = commit.entry.layout
-            if number not in layouts:
-                layouts[number] = read_layout(storage, number, commit.layout_digest)
-            _check_commit(storage, header, commit, layouts[number])
-        return cls(storage, header, commits, layouts)
+        while True:
+            commits = live_commits(read_commits(storage, header.run_id))
+            if not commits:
+                raise EmptyLedgerError(f"the ledger {storage.path} holds no committed entry")
+            try:
+                return cls(storage, header, commits, _layouts_of(storage, header, commits))
+            except CorruptLedgerError:
+                # A layout goes after the last commit that names it: these commits may be history by now.
+                if all_stand(storage, commits):
+                    raise
 
     @property
     def path(self) -> Path:
@@ -148,15 +148,11 @@ class Ledger(Mapping[str, ParameterRecord]):
         )
 
 
-def _check_commit(storage: Storage, header: Header, commit: Commit, stored: StoredLayout) -> None:
-    entry = commit.entry
-    where = f"commit of entry {entry.begin}-{entry.end} (generation {entry.generation}) in {storage.path}"
-    if commit.layout_digest != stored.digest:
-        raise CorruptLedgerError(f"{where} knows another layout {entry.layout}")
-    with reading(where):
-        check_details(entry.details, len(stored.layout.parameters))
-    for rank in range(len(stored.layout.ranks)):
-        for accumulator in header.accumulators:
-            name = f"{rank_name(rank)}/{accumulator}"
-            if name not in commit.arrays:
-                raise CorruptLedgerError(f"{where} names no array {name}")
+def _layouts_of(storage: Storage, header: Header, commits: tuple[Commit, ...]) -> dict[int, StoredLayout]:
+    layouts: dict[int, StoredLayout] = {}
+    for commit in commits:
+        number = commit.entry.layout
+        if number not in layouts:
+            layouts[number] = read_layout(storage, number, commit.layout_digest)
+        check_commit(storage, header, commit, layouts[number])
+    return layouts

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterable
 
 from gradtrace.ledger.commit import Commit, span_of
 from gradtrace.ledger.commit_store import read_commits
 from gradtrace.ledger.entry import Void
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
-from gradtrace.ledger.paths import COMMITS, ENTRIES, LAYOUTS, is_layout_name, parse_span, span_name
+from gradtrace.ledger.paths import (
+    COMMITS,
+    ENTRIES,
+    LAYOUTS,
+    commit_key,
+    entry_prefix,
+    is_layout_name,
+    parse_span,
+    span_name,
+)
 from gradtrace.ledger.storage import PARTIAL, Storage
 
-__all__ = ["recover"]
+__all__ = ["recover", "remove_dead"]
 
 
 def recover(storage: Storage, run: str, layouts: dict[int, StoredLayout]) -> tuple[Commit | Void, ...]:
-    """Return every commit of the run, having removed all else. Only the holder of the lock may call this.
+    """Return the live commits and the voids, having removed all else. Only the lock's holder may call this.
 
     Args:
         storage: where the ledger lies.
@@ -28,13 +37,36 @@ def recover(storage: Storage, run: str, layouts: dict[int, StoredLayout]) -> tup
             uncommitted may be the data of the lost commit.
     """
     commits = read_commits(storage, run)
-    live_commits(commits)
-    for commit in commits:
-        if isinstance(commit, Commit) and commit.entry.layout not in layouts:
+    live = live_commits(commits)
+    for commit in live:
+        if commit.entry.layout not in layouts:
             number = commit.entry.layout
             layouts[number] = read_layout(storage, number, commit.layout_digest)
+    if len(live) < sum(isinstance(commit, Commit) for commit in commits):
+        # A writer that died may not have had the time to make durable what takes the place of the dead.
+        storage.sync(COMMITS)
+        commits = remove_dead(storage, commits, live)
     _sweep(storage, commits, layouts)
     return commits
+
+
+def remove_dead(
+    storage: Storage, commits: Iterable[Commit | Void], live: Iterable[Commit]
+) -> tuple[Commit | Void, ...]:
+    """Remove merged and voided entries, whose successors are durable, and return the commits that are left.
+
+    Voids stay: their generation tells later entries apart from those that they took away.
+    """
+    standing = {span_of(commit) for commit in live}
+    left = [one for one in commits if isinstance(one, Void) or span_of(one) in standing]
+    dead = [span_of(one) for one in commits if isinstance(one, Commit) and span_of(one) not in standing]
+    # All commits before any data: a reader must be able to tell removal from damage, and data without a
+    # commit is what the next writer sweeps.
+    for span in dead:
+        storage.delete_prefix(commit_key(*span))
+    for span in dead:
+        storage.delete_prefix(entry_prefix(*span))
+    return tuple(left)
 
 
 def _sweep(storage: Storage, commits: Collection[Commit | Void], layouts: Container[int]) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
+from gradtrace.errors import CorruptLedgerError, StateError, StorageError
 from gradtrace.ledger.array_format import chunk_elements
 from gradtrace.ledger.array_reader import StoredArray
 from gradtrace.ledger.commit import Commit
+from gradtrace.ledger.commit_store import all_stand
 from gradtrace.ledger.header import ACCUMULATORS
 from gradtrace.ledger.layout_store import StoredLayout, opening_name
 from gradtrace.ledger.paths import entry_prefix, layout_prefix, rank_name
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["Sums"]
+__all__ = ["Sums", "added", "entry_array"]
 
 # Chunks of totals kept, at most 32 MiB each: enough that walking over the parameters of a ledger, all
 # accumulators of one after the other, reads every chunk once, however many small parameters share it.
@@ -81,34 +84,59 @@ class Sums:
         return whole
 
     def _sum_chunk(self, accumulator: str, number: int, rank: int, chunk: int) -> np.ndarray[Any, Any]:
-        dtype = ACCUMULATORS[accumulator]
         size = self._layouts[number].layout.size(rank)
-        total: np.ndarray[Any, Any] = np.zeros(1)
-        for position, commit in enumerate(self._commits[number]):
-            entry, name = commit.entry, f"{rank_name(rank)}/{accumulator}"
-            stored = StoredArray(
-                self._storage,
-                f"{entry_prefix(entry.begin, entry.end, entry.generation)}/{name}",
-                what=f"entry {entry.begin}-{entry.end} (generation {entry.generation}), array {name}",
-                size=size,
-                dtype=dtype,
-                digest=commit.arrays[name],
+        commits = self._commits[number]
+        with self._lasting(commits):
+            return added(
+                (entry_array(self._storage, one, rank, accumulator, size).chunk(chunk) for one in commits),
+                ACCUMULATORS[accumulator],
             )
-            values = stored.chunk(chunk)
-            if position == 0:
-                total = values.astype(np.float64 if dtype.startswith("float") else np.int64)
-            else:
-                total += values
-        return total
 
     def _opening_chunk(self, number: int, rank: int, chunk: int) -> np.ndarray[Any, Any]:
         stored = self._layouts[number]
         name = opening_name(rank)
-        return StoredArray(
-            self._storage,
-            f"{layout_prefix(number)}/{name}",
-            what=f"layout {number}, array {name}",
-            size=stored.layout.size(rank),
-            dtype="float32",
-            digest=stored.opening[rank],
-        ).chunk(chunk)
+        with self._lasting(self._commits[number]):
+            return StoredArray(
+                self._storage,
+                f"{layout_prefix(number)}/{name}",
+                what=f"layout {number}, array {name}",
+                size=stored.layout.size(rank),
+                dtype="float32",
+                digest=stored.opening[rank],
+            ).chunk(chunk)
+
+    @contextmanager
+    def _lasting(self, commits: Iterable[Commit]) -> Iterator[None]:
+        # A writer removes the commits of what it merged or voided before their data: where data is not what
+        # it should be and a commit is gone, nothing is damaged.
+        try:
+            yield
+        except (CorruptLedgerError, StorageError) as error:
+            if all_stand(self._storage, commits):
+                raise
+            raise StateError(
+                f"entries of {self._storage.path} were merged, voided or replaced since it was opened",
+                remedy="open the ledger again",
+            ) from error
+
+
+def entry_array(storage: Storage, commit: Commit, rank: int, accumulator: str, size: int) -> StoredArray:
+    """Open an array of the entry, of `size` elements, for reading."""
+    entry, name = commit.entry, f"{rank_name(rank)}/{accumulator}"
+    return StoredArray(
+        storage,
+        f"{entry_prefix(entry.begin, entry.end, entry.generation)}/{name}",
+        what=f"entry {entry.begin}-{entry.end} (generation {entry.generation}), array {name}",
+        size=size,
+        dtype=ACCUMULATORS[accumulator],
+        digest=commit.arrays[name],
+    )
+
+
+def added(parts: Iterable[np.ndarray[Any, Any]], dtype: str) -> np.ndarray[Any, Any]:
+    """Return the sum of at least one array stored as `dtype`, taken one at a time: float64 or int64."""
+    remaining = iter(parts)
+    total = next(remaining).astype(np.float64 if dtype.startswith("float") else np.int64)
+    for part in remaining:
+        total += part
+    return total
