@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from gradtrace.ledger.encoding import checksum
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.storage import Storage, surfacing
 
-__all__ = ["check_arrays", "check_flat", "write_array"]
+__all__ = ["check_arrays", "check_flat", "write_array", "write_chunks"]
 
 
 def write_array(storage: Storage, key: str, data: np.ndarray[Any, Any]) -> ArrayDigest:
@@ -26,13 +26,26 @@ def write_array(storage: Storage, key: str, data: np.ndarray[Any, Any]) -> Array
         The checksums of the array's zarr.json and of each of its chunks.
     """
     length = chunk_elements(data.size)
+    parts = (data[first : first + length] for first in range(0, data.size, length))
+    return write_chunks(storage, key, data.size, data.dtype.name, parts)
+
+
+def write_chunks(
+    storage: Storage, key: str, size: int, dtype: str, parts: Iterable[np.ndarray[Any, Any]]
+) -> ArrayDigest:
+    """Write the array of `size` elements of `dtype` whose chunks are `parts`, taken one at a time.
+
+    Returns:
+        The checksums of the array's zarr.json and of each of its chunks.
+    """
+    length = chunk_elements(size)
     digests = []
     with surfacing(f"writing {storage.path / key}"):
         array = zarr.create_array(
             storage.zarr_store(key),
-            shape=data.shape,
+            shape=(size,),
             chunks=(length,),
-            dtype=data.dtype,
+            dtype=dtype,
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
             fill_value=0,
@@ -41,9 +54,8 @@ def write_array(storage: Storage, key: str, data: np.ndarray[Any, Any]) -> Array
         )
         # One chunk a call: given several, zarr's threads would go on writing the others after one has failed,
         # where the next attempt is already at work.
-        for first in range(0, data.size, length):
-            part = data[first : first + length]
-            array[first : first + length] = part
+        for number, part in enumerate(parts):
+            array[number * length : number * length + part.size] = part
             digests.append(checksum(raw_chunk(part, length)))
     metadata = storage.get(f"{key}/{ROOT}") or b""
     return ArrayDigest(checksum(metadata), tuple(digests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,21 +18,24 @@ from gradtrace.errors import (
     MismatchError,
     StateError,
 )
-from gradtrace.ledger.array_format import GROUP, ROOT
 from gradtrace.ledger.array_writer import check_arrays, check_flat, write_array
-from gradtrace.ledger.commit import ArrayDigest, Commit
+from gradtrace.ledger.boundary import check_boundary
+from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.commit_store import write_commit
 from gradtrace.ledger.creation import check_destination, create_ledger
 from gradtrace.ledger.details import check_details
 from gradtrace.ledger.encoding import decode, encode, integer
 from gradtrace.ledger.entry import Entry, Void
+from gradtrace.ledger.entry_store import write_entry
 from gradtrace.ledger.header import Header, appendable_header
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.layout_store import StoredLayout, write_layout
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.lock import acquire
-from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT, entry_prefix, rank_name
-from gradtrace.ledger.recovery import recover
+from gradtrace.ledger.merged_entry import write_merged
+from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT
+from gradtrace.ledger.recovery import recover, remove_dead
+from gradtrace.ledger.retention import plan_merges
 from gradtrace.ledger.storage import Storage
 
 __all__ = ["LedgerWriter", "check_destination"]
@@ -205,18 +208,15 @@ class LedgerWriter:
         entry = Entry(begin, end, generation, layout, windows, plain)
         check_details(plain, len(stored.layout.parameters))
         check_arrays(ranks, self._header.accumulators, stored.layout)
-        prefix = entry_prefix(begin, end, generation)
         with self._undoing():
-            self._storage.write(f"{prefix}/{ROOT}", GROUP)
-            digests: dict[str, ArrayDigest] = {}
-            for rank, arrays in enumerate(ranks):
-                self._storage.write(f"{prefix}/{rank_name(rank)}/{ROOT}", GROUP)
-                for name in self._header.accumulators:
-                    key = f"{rank_name(rank)}/{name}"
-                    digests[key] = write_array(self._storage, f"{prefix}/{key}", arrays[name])
-            self._storage.sync(prefix)
-            commit = Commit(entry, stored.digest, digests)
-            write_commit(self._storage, self.run_id, commit)
+            commit = write_entry(
+                self._storage,
+                self.run_id,
+                entry,
+                stored,
+                self._header.accumulators,
+                lambda key, rank, name: write_array(self._storage, key, ranks[rank][name]),
+            )
         self._commits.append(commit)
         self._live.append(commit)
         return entry
@@ -229,16 +229,7 @@ class LedgerWriter:
             StorageError: the disk failed; nothing is void, unless `end` says so.
         """
         self._ready()
-        boundaries = [0, *(commit.entry.end for commit in self._live)]
-        if isinstance(begin, bool) or begin not in boundaries:
-            number = begin if isinstance(begin, int) else self.end
-            nearest = min(boundaries, key=lambda step: (abs(step - number), step))
-            raise InvalidValueError(
-                "step to go back to",
-                expected="a step where an entry ends",
-                got=repr(begin),
-                remedy=f"the nearest one is {nearest}",
-            )
+        check_boundary("step to go back to", begin, self.entries)
         if begin == self.end:
             return
         generation = 1 + max(commit.generation for commit in self._commits)
@@ -249,6 +240,42 @@ class LedgerWriter:
             write_commit(self._storage, self.run_id, void)
         self._commits.append(void)
         self._live = list(live_commits(self._commits))
+
+    def merge(self, protected: Collection[int] = (), done: Callable[[Entry], object] | None = None) -> int:
+        """Join older entries, the wider the older they are, and return how many were joined.
+
+        Which ones depends on the steps alone; see docs/ledger-format.md. Totals stay what they are, but that
+        each joined sum is rounded once to the accumulator's dtype. What was joined or voided is removed from
+        the disk.
+
+        Args:
+            protected: steps of checkpoints that may still be resumed. An entry goes on ending there; from
+                other steps but 0 and `end`, resuming may become impossible.
+            done: called with each joined entry once it is durable and the old ones are removed.
+
+        Raises:
+            InvalidValueError: no entry ends at a protected step; the message names the nearest where one
+                does.
+            CorruptLedgerError: an entry to be joined is lost or altered; it stays as it is.
+            UnsupportedFormatError: an entry to be joined holds arrays that this library does not know.
+            StateError: a sum does not fit the accumulator's dtype; its entries stay as they are.
+            StorageError: the disk failed. What is joined, `entries` says.
+        """
+        self._ready()
+        merged = 0
+        for run in plan_merges(self.entries, protected):
+            first, last = run[0].begin, run[-1].end
+            parts = [one for one in self._live if first <= one.entry.begin < last]
+            with self._undoing():
+                commit = write_merged(self._storage, self._header, self._stored[run[0].layout], parts)
+                self._commits = [*self._commits, commit]
+                self._remove_dead()
+            merged += len(parts)
+            if done is not None:
+                done(commit.entry)
+        with self._undoing():
+            self._remove_dead()
+        return merged
 
     def close(self) -> None:
         """Release the ledger for the next writer. Closing twice is nothing."""
@@ -287,6 +314,11 @@ class LedgerWriter:
                         "what was not committed could not be removed; the next writer will do it"
                     )
             raise
+
+    def _remove_dead(self) -> None:
+        live = live_commits(self._commits)
+        self._commits = list(remove_dead(self._storage, self._commits, live))
+        self._live = list(live)
 
     def _settle(self) -> None:
         commits = recover(self._storage, self.run_id, self._stored)

@@ -43,11 +43,20 @@ def drawn(layout: Layout, rank: int, seed: int) -> Arrays:
     }
 
 
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The oracle of a merge; exact for what `drawn` gives."""
+    return {
+        name: np.sum([part[name].astype(np.float64) for part in parts], axis=0).astype(ACCUMULATORS[name])
+        for name in parts[0]
+    }
+
+
 class Book:
     """A ledger under test beside what its totals must be."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.accumulators = list(ACCUMULATORS)
         self.openings: dict[int, list[np.ndarray[Any, Any]]] = {}
         self.layouts: dict[int, Layout] = {}
         self.kept: list[tuple[Entry, list[Arrays]]] = []
@@ -67,13 +76,37 @@ class Book:
         self, writer: LedgerWriter, number: int, steps: int = 4, details: Mapping[str, Any] | None = None
     ) -> Entry:
         layout, begin = self.layouts[number], writer.end
-        ranks = [drawn(layout, rank, begin) for rank in range(len(layout.ranks))]
+        ranks = [
+            {name: values for name, values in drawn(layout, rank, begin).items() if name in self.accumulators}
+            for rank in range(len(layout.ranks))
+        ]
         entry = writer._commit(begin, begin + steps, number, steps // 2, ranks, details or {})
         self.kept.append((entry, ranks))
         return entry
 
     def keep_until(self, step: int) -> None:
         self.kept = [(entry, ranks) for entry, ranks in self.kept if entry.end <= step]
+
+    def merge(self, writer: LedgerWriter, protected: Sequence[int] = ()) -> int:
+        merged = writer.merge(protected)
+        self.follow(writer.entries)
+        return merged
+
+    def follow(self, entries: Sequence[Entry]) -> None:
+        """Go on with `entries` in place of the kept ones: the same steps, neighbours of one layout joined."""
+        kept, rest = [], list(self.kept)
+        for entry in entries:
+            parts = [part for part in rest if part[0].end <= entry.end]
+            rest = rest[len(parts) :]
+            spans = [(part.begin, part.end) for part, _ in parts]
+            assert [entry.begin, *(end for _, end in spans)] == [*(begin for begin, _ in spans), entry.end]
+            assert {part.layout for part, _ in parts} == {entry.layout}
+            assert sum(part.windows for part, _ in parts) == entry.windows
+            kept.append(
+                (entry, [joined(ranks) for ranks in zip(*(ranks for _, ranks in parts), strict=True)])
+            )
+        assert rest == []
+        self.kept = kept
 
     def total(self, name: str, accumulator: str) -> np.ndarray[Any, Any]:
         whole: Any = 0
@@ -93,8 +126,9 @@ class Book:
         assert ledger.entries == tuple(entry for entry, _ in self.kept)
         names = {info.name for entry, _ in self.kept for info in self.layouts[entry.layout].parameters}
         assert set(ledger) == names
+        assert set(ledger.accumulators) == set(self.accumulators)
         for name in names:
-            for accumulator in ACCUMULATORS:
+            for accumulator in self.accumulators:
                 read = getattr(ledger[name], accumulator)
                 np.testing.assert_array_equal(
                     read, self.total(name, accumulator), err_msg=f"{name} {accumulator}"

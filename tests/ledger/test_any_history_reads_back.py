@@ -38,7 +38,7 @@ LAYOUTS = (
 
 
 class History(RuleBasedStateMachine):
-    """Commit, void, reopen and overwrite in any order, beside a plain list of what must be there."""
+    """Commit, void, merge, reopen and overwrite in any order, beside a plain list of what must be there."""
 
     make_book: ClassVar[Any]
 
@@ -64,6 +64,20 @@ class History(RuleBasedStateMachine):
         step = data.draw(st.sampled_from(ends))
         self.writer.void(step)
         self.book.keep_until(step)
+
+    @rule(data=st.data(), factor=st.integers(0, 8))
+    def merge(self, data: st.DataObject, factor: int) -> None:
+        # A long entry makes those before it old enough.
+        if factor and self.numbers:
+            self.commit(data, 1 + 4 * factor)
+        ends = [0, *(entry.end for entry, _ in self.book.kept)]
+        protected = data.draw(st.sets(st.sampled_from(ends), max_size=3))
+        before = len(self.book.kept)
+        merged = self.book.merge(self.writer, tuple(protected))
+        assert len(self.book.kept) <= before - merged // 2
+        assert protected <= {0, *(entry.end for entry, _ in self.book.kept)}
+        on_disk = {path.name for path in (self.book.path / "entries").iterdir() if path.is_dir()}
+        assert on_disk == {f"{e.begin:012d}-{e.end:012d}-{e.generation:04d}" for e, _ in self.book.kept}
 
     @rule()
     def reopen(self) -> None:
@@ -103,7 +117,7 @@ class History(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-def test_any_history_of_commits_voids_and_reopenings_reads_back(book_at: Any) -> None:
+def test_any_history_of_commits_voids_merges_and_reopenings_reads_back(book_at: Any) -> None:
     History.make_book = book_at
     run_state_machine_as_test(
         History, settings=settings(max_examples=25, stateful_step_count=12, deadline=None)

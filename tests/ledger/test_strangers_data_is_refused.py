@@ -372,7 +372,7 @@ def test_a_commit_that_names_too_few_arrays_is_corruption(
         real(storage, run, replace(commit, arrays=kept))
 
     real = commit_store.write_commit
-    monkeypatch.setattr("gradtrace.ledger.writer.write_commit", forgetful)
+    monkeypatch.setattr("gradtrace.ledger.entry_store.write_commit", forgetful)
     with book.create() as writer:
         book.commit(writer, book.add(writer, pair))
     with pytest.raises(CorruptLedgerError, match="rank-0000/votes"):

@@ -135,7 +135,9 @@ def test_the_format_document_is_enough_to_read_a_ledger(
         writer.void(8)
         book.keep_until(8)
         second = book.add(writer, sharded)
-        book.commit(writer, second)
+        book.commit(writer, second, 8)
+        book.commit(writer, second, 40)
+        assert book.merge(writer) == 2
     ledger = book.check()
     totals = read(book.path)
     assert set(totals) == set(ledger) == {"net.0.weight", "net.0.bias", "late"}
