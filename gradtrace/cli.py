@@ -1,4 +1,4 @@
-"""The command line: `gradtrace info | compare | plan | convert | criteria`.
+"""The command line: `gradtrace info | compare | plan | convert | criteria | merge`.
 
 Only typer is imported up here: `gradtrace --help` answers at once, and each command loads what it needs.
 """
@@ -14,6 +14,7 @@ from gradtrace.commands.compare import compare
 from gradtrace.commands.convert import convert
 from gradtrace.commands.criteria import criteria
 from gradtrace.commands.info import info
+from gradtrace.commands.merge import merge
 from gradtrace.commands.plan import plan
 from gradtrace.errors import GradtraceError
 
@@ -42,7 +43,7 @@ app = typer.Typer(
     "`gradtrace plan run.ledger.zarr run.ckpt --density 0.3`",
 )
 
-for command in (criteria, info, compare, plan, convert):
+for command in (criteria, info, compare, plan, convert, merge):
     app.command()(command)
 
 
