@@ -61,3 +61,9 @@ def test_a_ledger_that_is_being_written_is_left_alone(ripe: Any) -> None:
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert "another process is writing" in result.stderr
     ripe.check()
+
+
+def test_help_teaches_with_an_example() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "gradtrace merge runs/" in " ".join(result.stdout.replace("│", " ").split())
