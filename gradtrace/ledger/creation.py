@@ -8,16 +8,13 @@ from contextlib import suppress
 from filelock import FileLock
 
 from gradtrace.errors import GradtraceError, LedgerExistsError, LedgerNotFoundError
-from gradtrace.ledger.array_format import GROUP, ROOT
+from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.lock import LOCK, acquire
-from gradtrace.ledger.paths import COMMITS, ENTRIES, LAYOUTS
-from gradtrace.ledger.storage import PARTIAL, Storage, surfacing
+from gradtrace.ledger.parts import PARTS, complete_parts, is_half_group
+from gradtrace.ledger.storage import Storage, surfacing
 
-__all__ = ["check_destination", "create_ledger"]
-
-# Commits first: without them the rest means nothing.
-_PARTS = (COMMITS, ENTRIES, LAYOUTS)
+__all__ = ["check_destination", "create_ledger", "holds_nothing"]
 
 
 def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileLock:
@@ -39,9 +36,9 @@ def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileL
         fresh = _is_empty(storage, overwrite=overwrite)
         # The new run's id in the root makes all commits of the old run invisible, in one atomic step.
         storage.put(ROOT, header.to_bytes())
-        for part in _PARTS:
+        for part in PARTS:
             storage.delete_prefix(part)
-            storage.put(f"{part}/{ROOT}", GROUP)
+        complete_parts(storage)
     except BaseException:
         if fresh:
             _remove(storage)
@@ -68,25 +65,30 @@ def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
     storage = Storage(path)
     if mode != "append":
         _is_empty(storage, overwrite=mode == "overwrite")
-    elif not _holds_nothing(storage):
+    elif not _is_free(storage):
         try:
             read_header(storage)
         except LedgerNotFoundError as error:
             raise _foreign(storage, error) from error
 
 
-def _holds_nothing(storage: Storage) -> bool:
+def holds_nothing(path: str | os.PathLike[str]) -> bool:
+    """Whether a ledger can only be begun at `path`: nothing is there, or what a killed creation left."""
+    return _is_free(Storage(path))
+
+
+def _is_free(storage: Storage) -> bool:
     path = storage.path
     with surfacing(f"looking at {path}"):
         if not os.path.lexists(path):
             return True
         # A creation that was killed leaves its lock and perhaps half a root.
-        return path.is_dir() and all(name == LOCK or _is_half_root(name) for name in os.listdir(path))
+        return path.is_dir() and all(name == LOCK or is_half_group(name) for name in os.listdir(path))
 
 
 def _is_empty(storage: Storage, *, overwrite: bool) -> bool:
     """Whether nothing is there; False where a ledger of ours may be replaced; LedgerExistsError otherwise."""
-    if _holds_nothing(storage):
+    if _is_free(storage):
         return True
     try:
         header = read_header(storage)
@@ -113,12 +115,8 @@ def _foreign(storage: Storage, error: GradtraceError) -> LedgerExistsError:
     )
 
 
-def _is_half_root(name: str) -> bool:
-    return name.startswith(f"{ROOT}.") and name.endswith(PARTIAL)
-
-
 def _remove(storage: Storage) -> None:
     # The lock's file goes while it is still held: filelock notices a lock on a file without a name.
-    for part in (ROOT, *_PARTS, LOCK):
+    for part in (ROOT, *PARTS, LOCK):
         with suppress(GradtraceError):
             storage.delete_prefix(part)

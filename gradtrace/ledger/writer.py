@@ -33,6 +33,7 @@ from gradtrace.ledger.layout_store import StoredLayout, write_layout
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.lock import acquire
 from gradtrace.ledger.merged_entry import write_merged
+from gradtrace.ledger.parts import complete_parts
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT
 from gradtrace.ledger.recovery import recover, remove_dead
 from gradtrace.ledger.retention import plan_merges
@@ -91,6 +92,7 @@ class LedgerWriter:
             # Read again under the lock: the run may have been replaced in between.
             writer = cls(storage, lock, appendable_header(storage))
             writer._settle()
+            complete_parts(storage)
         except BaseException:
             lock.release()
             raise

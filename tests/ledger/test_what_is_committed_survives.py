@@ -182,6 +182,21 @@ def test_a_creation_that_dies_can_be_tried_again(
     book.create(overwrite=(book.path / "zarr.json").exists()).close()
 
 
+@pytest.mark.parametrize("operation", range(20))
+def test_a_creation_that_died_is_completed_by_the_next_writer(
+    book_at: Any, disk: Any, tmp_path: Path, operation: int
+) -> None:
+    book = book_at(tmp_path / "new" / "folder" / "run")
+    disk.arm(operation, dies=True)
+    with pytest.raises(StorageError):
+        book.create()
+    disk.disarm()
+    begun = (book.path / "zarr.json").exists()
+    (LedgerWriter.reopen(book.path) if begun else book.create()).close()
+    parts = {"layouts", "entries", "commits"}
+    assert files(book.path) == parts | {"zarr.json"} | {f"{part}/zarr.json" for part in parts}
+
+
 @pytest.mark.parametrize("operation", range(40))
 def test_overwriting_that_dies_leaves_the_old_ledger_whole_or_an_empty_one(
     book: Any, pair: Layout, disk: Any, operation: int
