@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from gradtrace.errors import EmptyLedgerError, InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
-from gradtrace.ledger.creation import check_destination
+from gradtrace.ledger.creation import check_destination, holds_nothing
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.writer import LedgerWriter
@@ -238,7 +238,7 @@ class Recorder:
         self._window = DeviceWindow(layout.size(0), self._window_steps, len(parameters), device)
 
     def _start(self) -> None:
-        if self._mode == "append" and os.path.exists(self.path):
+        if self._mode == "append" and not holds_nothing(self.path):
             writer = LedgerWriter.reopen(self.path)
             try:
                 if self._resume_at is not None:

@@ -327,6 +327,20 @@ def test_append_goes_on_and_overwrite_begins_again(tmp_path: Path, gradient_loop
     assert gt.Ledger.open(tmp_path / "run").steps == 3
 
 
+def test_append_begins_a_ledger_where_a_killed_creation_left_its_lock(
+    tmp_path: Path, gradient_loop: Loop
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "writer.lock").touch()
+    (tmp_path / "run" / "zarr.json.0af3.partial").write_text('{"zarr_for')
+    model = Net()
+    loop = gradient_loop(model)
+    with gt.Recorder(model, tmp_path / "run", mode="append", resume_at=0) as recorder:
+        train(model, recorder, loop)
+    loop.check(gt.Ledger.open(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
 def test_resuming_voids_what_came_after_and_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     def run(path: Path, interrupted: bool) -> gt.Ledger:
         torch.manual_seed(0)
