@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The CPU build of torch is enough for everything here; on a machine with a GPU, install torch first.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench clean demo lint test
+.PHONY: bench clean demo lint test torture
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -17,6 +17,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills trainings several hundred times; `make torture SEED=7` draws the moments of another run again.
+torture: SEED ?= $(shell date +%s)
+torture: $(STAMP)
+	GRADTRACE_TORTURE=1 GRADTRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture
 
 demo: $(STAMP)
 	$(BIN)/python recipes/train.py
