@@ -54,6 +54,15 @@ def test_killed_while_lightning_saves_a_checkpoint(new_run: Any, operation: int)
     run.finish()
 
 
+@pytest.mark.parametrize("operation", [0, 1])
+@pytest.mark.parametrize("program", ["plain", "lightning"])
+def test_killed_while_the_checkpoint_itself_is_written(new_run: Any, program: str, operation: int) -> None:
+    # The entry is durable and its commit announced; the checkpoint may be half a file under another name.
+    run = new_run(program)
+    assert run.live(trap=("saving", operation))
+    run.finish()
+
+
 @pytest.mark.parametrize("seed", range(SEED, SEED + PLAIN_RUNS))
 def test_killed_at_random(new_run: Any, whole_run: Any, seed: int) -> None:
     kill_at_random(new_run("plain"), whole_run("plain").seconds, Random(seed))
