@@ -85,7 +85,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         self._trainer: Trainer | None = None  # while it trains
         self._undo: list[Undo] = []
         self._observed = False
-        self._written = False
+        self._model: nn.Module | None = None  # what the recorder records
+        self._written: nn.Module | None = None  # the model whose ledger this callback itself has written
         self._reported = 0
 
     @property
@@ -102,7 +103,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             try:
                 self._recorder.close()
             finally:
-                self._written = self._written or self._recorder.run_id is not None
+                if self._recorder.run_id is not None:
+                    self._written = self._model
 
     def __enter__(self) -> Self:
         return self
@@ -129,13 +131,13 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         # Not a resumed run: what the state holds then is this callback's own note of an earlier `train`.
         checkpoints = self._checkpoints(state) if state.global_step else []
         mode, resume_at = continuation(self.path, self._mode, checkpoints)
-        if not checkpoints and self._written:
+        if not checkpoints and self._written is model:
             mode = "append"
         if isinstance(state.stateful_callbacks, dict):
             # The Trainer cannot save again after resuming from a checkpoint made without this callback.
             state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._recorder = Recorder(model, self.path, mode=mode, resume_at=resume_at, **self._settings)
-        self._trainer, self._observed, self._reported = trainer, False, 0
+        self._trainer, self._model, self._observed, self._reported = trainer, model, False, 0
         self._undo = [before_clipping(trainer, self._observe), on_error(trainer, self._fail)]
 
     @override

@@ -31,10 +31,10 @@ class GradientLedger(Callback):
     `Trainer(callbacks=[GradientLedger("runs/mnist.ledger.zarr")])` is all that is needed. The share of
     dependencies never supported goes to the progress bar and to every logger when an entry is committed,
     and a summary is printed when training ends. Saving a checkpoint commits; resuming from it goes on at its
-    step, and what was recorded after it is void. A second `fit` of the same trainer goes on in the same
-    ledger. `fast_dev_run` records into a temporary folder. Under DDP the gradients are equal on all ranks and
-    rank 0 records them. Under manual optimization a gradient is recorded as it is when its optimizer steps:
-    clipped, where `training_step` has clipped it.
+    step, and what was recorded after it is void. A second `fit` of the same model goes on in the same ledger;
+    one of another model needs a ledger of its own. `fast_dev_run` records into a temporary folder. Under DDP
+    the gradients are equal on all ranks and rank 0 records them. Under manual optimization a gradient is
+    recorded as it is when its optimizer steps: clipped, where `training_step` has clipped it.
 
     Args:
         path: where the ledger will be; nothing is created before the first optimizer step.
@@ -74,7 +74,8 @@ class GradientLedger(Callback):
         }
         self._recorder: Recorder | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._written: str | None = None  # run id of the ledger that this callback itself has written
+        self._model: LightningModule | None = None  # what the recorder records
+        self._written: LightningModule | None = None  # whose ledger this callback itself has written
         self._resume: dict[str, Any] | None = None
         self._fitting = False
         self._reported = 0
@@ -97,7 +98,7 @@ class GradientLedger(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        resumes = self._resume is not None or self._written is not None
+        resumes = self._resume is not None or self._written is pl_module
         if trainer.is_global_zero and not _dry(trainer) and not resumes:
             check_destination(self.path, self._mode)
 
@@ -112,13 +113,13 @@ class GradientLedger(Callback):
             refuse_optimizer(optimizer)
         if not trainer.is_global_zero:
             return
-        self._reported = 0
+        self._reported, self._model = 0, pl_module
         if _dry(trainer):
             self._scratch = tempfile.TemporaryDirectory(prefix="gradtrace-")
             path = os.path.join(self._scratch.name, "dev.ledger.zarr")
             self._recorder = Recorder(pl_module, path, **self._settings)
             return
-        mode, resume_at = self._continuation()
+        mode, resume_at = self._continuation(pl_module)
         self._recorder = Recorder(pl_module, self.path, mode=mode, resume_at=resume_at, **self._settings)
 
     @override
@@ -172,11 +173,11 @@ class GradientLedger(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()
 
-    def _continuation(self) -> tuple[Mode, int | None]:
+    def _continuation(self, pl_module: LightningModule) -> tuple[Mode, int | None]:
         """How to open the ledger: as asked, or going on after a checkpoint or an earlier `fit`."""
         state, self._resume = self._resume, None
         if state is None or state.get("run_id") is None:
-            return ("append", None) if self._written is not None else (self._mode, None)
+            return ("append", None) if self._written is pl_module else (self._mode, None)
         return continuation(self.path, self._mode, [Checkpoint(state["run_id"], state["steps"])])
 
     def _send(self, trainer: Trainer, summary: Summary) -> None:
@@ -193,7 +194,7 @@ class GradientLedger(Callback):
                 self._scratch.cleanup()
                 self._scratch = None
             elif self._recorder.run_id is not None:
-                self._written = self._recorder.run_id
+                self._written = self._model
 
 
 def _dry(trainer: Trainer) -> bool:

@@ -293,6 +293,14 @@ def test_train_called_twice_goes_on_in_the_same_ledger(tmp_path: Path) -> None:
     assert gt.Ledger.open(tmp_path / "run").steps == 24
 
 
+def test_a_callback_used_again_for_another_model_does_not_mix_their_ledgers(tmp_path: Path) -> None:
+    ledger = HFGradientLedger(tmp_path / "run", **SMALL)
+    trainer(tmp_path, ledger).train()
+    with pytest.raises(LedgerExistsError, match=r"append.*overwrite"):
+        trainer(tmp_path, ledger).train()
+    assert gt.Ledger.open(tmp_path / "run").steps == 12
+
+
 def test_a_script_run_again_is_refused_before_it_trains_unless_told_what_to_do(tmp_path: Path) -> None:
     def train(mode: Any = None, model: nn.Module | None = None) -> None:
         trainer(tmp_path, HFGradientLedger(tmp_path / "run", mode=mode, **SMALL), model=model).train()

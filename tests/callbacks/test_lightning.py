@@ -187,6 +187,18 @@ def test_fit_called_twice_goes_on_in_the_same_ledger(tmp_path: Path) -> None:
     assert gt.Ledger.open(tmp_path / "run").steps == 18
 
 
+def test_a_callback_used_again_for_another_model_does_not_mix_their_ledgers(tmp_path: Path) -> None:
+    ledger = GradientLedger(tmp_path / "run", **SMALL)
+    first, second = Model(), Model()
+    trainer(tmp_path, ledger).fit(first, loader())
+    for _ in range(2):
+        with pytest.raises(LedgerExistsError, match=r"append.*overwrite"):
+            trainer(tmp_path, ledger).fit(second, loader())
+    assert gt.Ledger.open(tmp_path / "run").steps == 12
+    trainer(tmp_path, ledger).fit(first, loader())
+    assert gt.Ledger.open(tmp_path / "run").steps == 24
+
+
 def test_a_script_run_again_is_refused_before_it_trains_unless_told_what_to_do(tmp_path: Path) -> None:
     trainer(tmp_path, GradientLedger(tmp_path / "run", **SMALL)).fit(Model(), loader())
     watched = Model()
