@@ -14,7 +14,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradtrace.errors import EmptyLedgerError, InvalidValueError, StateError, UnsupportedError
+from gradtrace.errors import (
+    EmptyLedgerError,
+    InvalidValueError,
+    MismatchError,
+    StateError,
+    UnsupportedError,
+)
 from gradtrace.kernels.accumulate import accumulate_
 from gradtrace.ledger.creation import check_destination, holds_nothing
 from gradtrace.ledger.format import Layout
@@ -57,6 +63,7 @@ class Recorder:
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
         InvalidValueError: a setting is out of range, or a pattern matches nothing.
+        MismatchError: at the first step, the ledger to go on with is of a model of other shapes.
         UnsupportedError: a parameter's gradient cannot be recorded; it is named.
     """
 
@@ -255,7 +262,11 @@ class Recorder:
         self._stream = Stream(writer)
 
     def _known_support(self, layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which dependencies already had an event, by what the ledger holds."""
+        """Which dependencies already had an event, by what the ledger holds.
+
+        Raises:
+            MismatchError: the ledger knows a parameter of this name in another shape: it is another model's.
+        """
         supported = np.zeros(layout.size(0), np.bool_)
         assert self._stream is not None
         self._stream.drain()
@@ -265,8 +276,16 @@ class Recorder:
             return supported
         for piece in layout.ranks[0]:
             info = layout.parameters[piece.parameter]
-            if info.name in ledger:
-                supported[piece.offset : piece.offset + info.size] = ledger[info.name].events.reshape(-1) > 0
+            if info.name not in ledger:
+                continue
+            if ledger[info.name].shape != info.shape:
+                raise MismatchError(
+                    f"parameter {info.name!r} has another shape than in the ledger {self.path!r}",
+                    expected=str(ledger[info.name].shape),
+                    got=str(info.shape),
+                    remedy="pass the model that this ledger recorded, or record this one at another path",
+                )
+            supported[piece.offset : piece.offset + info.size] = ledger[info.name].events.reshape(-1) > 0
         return supported
 
     def _read(self, optimizer: Optimizer) -> tuple[StepRecord, list[torch.Tensor], list[int]]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from gradtrace.errors import (
     InvalidValueError,
     LedgerBusyError,
     LedgerExistsError,
+    MismatchError,
     StateError,
     StorageError,
     UnsupportedError,
@@ -325,6 +326,23 @@ def test_append_goes_on_and_overwrite_begins_again(tmp_path: Path, gradient_loop
     with gt.Recorder(model, tmp_path / "run", mode="overwrite") as recorder:
         train(model, recorder, steps=3)
     assert gt.Ledger.open(tmp_path / "run").steps == 3
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (5, 7)], ids=["another size", "as many weights"])
+def test_going_on_with_a_model_of_another_shape_is_refused_by_name(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    def record(model: nn.Linear, mode: Literal["append"] | None) -> None:
+        with gt.Recorder(model, tmp_path / "run", mode=mode) as recorder:
+            model(torch.ones(2, model.in_features)).square().mean().backward()
+            recorder.observe(torch.optim.SGD(model.parameters()))
+
+    record(nn.Linear(7, 5, bias=False), None)
+    with pytest.raises(MismatchError, match=r"'weight'.*\(5, 7\).*another path"):
+        record(nn.Linear(*shape, bias=False), "append")
+    assert gt.Ledger.open(tmp_path / "run").steps == 1
+    record(nn.Linear(7, 5, bias=False), "append")
+    assert gt.Ledger.open(tmp_path / "run").steps == 2
 
 
 def test_append_begins_a_ledger_where_a_killed_creation_left_its_lock(
