@@ -58,7 +58,8 @@ def ledger_table(ledger: Ledger) -> Table:
         "unusable steps",
     )
     note = "Never supported: no recorded step gave this weight a nonzero gradient."
-    return Table(f"{ledger.steps:,} steps in {len(ledger.entries)} entries", columns, tuple(rows), note)
+    entries = "1 entry" if len(ledger.entries) == 1 else f"{len(ledger.entries)} entries"
+    return Table(f"{ledger.steps:,} steps in {entries}", columns, tuple(rows), note)
 
 
 def quality_table(curves: Curves, *, title: str = "Quality by density") -> Table:
