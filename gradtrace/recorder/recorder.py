@@ -149,10 +149,16 @@ class Recorder:
         window, stream = self._require()
         stream.check()
         scale, skip = scale_and_skip(optimizer, scaler, window.device)
+        if self.step % self._window_steps == 0:
+            self._close_window()  # where an interrupt kept the last step from doing so
         buffers = window.open()
+        flags = buffers.flags[len(self._records)]
+        # Counted first: an interrupt in the middle must not leave events of a step that nobody counts.
+        self._records.append(record)
+        self.step += 1
         accumulate_(
             buffers.totals,
-            buffers.flags[len(self._records)],
+            flags,
             grads,
             slots,
             self._offsets,
@@ -160,8 +166,6 @@ class Recorder:
             scale=scale,
             skip=skip,
         )
-        self._records.append(record)
-        self.step += 1
         if self.step % self._window_steps == 0:
             self._close_window()
         if self.step % self._entry_steps == 0:

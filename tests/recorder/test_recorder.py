@@ -25,7 +25,9 @@ from gradtrace.errors import (
     StorageError,
     UnsupportedError,
 )
+from gradtrace.kernels.accumulate import accumulate_
 from gradtrace.ledger.writer import LedgerWriter
+from gradtrace.recorder import recorder as recorder_module
 from gradtrace.recorder import stream
 
 Loop = Callable[[nn.Module], Any]
@@ -405,6 +407,29 @@ def test_leaving_the_context_by_an_error_commits_what_was_recorded(tmp_path: Pat
     with pytest.raises(ZeroDivisionError):
         interrupted()
     assert gt.Ledger.open(tmp_path / "run").steps == 3
+
+
+@pytest.mark.parametrize("step", [1, 3, 4], ids=["first", "amid a window", "last of a window"])
+def test_an_interrupt_while_a_step_is_recorded_leaves_it_counted_and_the_recorder_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    calls = iter(range(1, 100))
+    accumulate = accumulate_
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        accumulate(*args, **kwargs)
+        if next(calls) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder_module, "accumulate_", interrupted)
+    model = Net()
+    with gt.Recorder(model, tmp_path / "run", window_steps=4, entry_steps=8) as recorder:
+        with pytest.raises(KeyboardInterrupt):
+            train(model, recorder)
+        train(model, recorder, steps=6)
+    ledger = gt.Ledger.open(tmp_path / "run")
+    bias = ledger["last.bias"]
+    assert ledger.steps == bias.steps == bias.events.max() == step + 6
 
 
 def test_the_summary_counts_what_never_had_an_event_across_sessions(tmp_path: Path) -> None:
