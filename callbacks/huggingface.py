@@ -19,9 +19,10 @@ from gradtrace.callbacks.huggingface_trainer import (
     refuse_trainer,
 )
 from gradtrace.errors import GradtraceError, InvalidValueError, UnsupportedError
-from gradtrace.recorder.continuation import Checkpoint, Mode, continuation
+from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
-from gradtrace.recorder.recorder import Recorder, check_settings
+from gradtrace.recorder.recorder import Recorder
+from gradtrace.recorder.settings import Mode, check_settings
 from gradtrace.recorder.summary import Summary
 
 __all__ = ["HFGradientLedger"]

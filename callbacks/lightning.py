@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from gradtrace.errors import GradtraceError, UnsupportedError
 from gradtrace.ledger.creation import check_destination
-from gradtrace.recorder.continuation import Checkpoint, Mode, continuation
+from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
-from gradtrace.recorder.recorder import Recorder, check_settings
+from gradtrace.recorder.recorder import Recorder
+from gradtrace.recorder.settings import Mode, check_settings
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
@@ -145,7 +146,7 @@ class GradientLedger(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._recorder is None or self._scratch is not None:
+        if self._recorder is None or self._recorder.path != self.path:  # a fast_dev_run leaves none
             return {}
         steps = self._recorder.commit()
         return {"steps": steps, "run_id": self._recorder.run_id}

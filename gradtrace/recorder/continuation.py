@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError, LedgerNotFoundError, MismatchError
 from gradtrace.ledger.reader import Ledger
+from gradtrace.recorder.settings import Mode
 
-__all__ = ["Checkpoint", "Mode", "continuation"]
-
-Mode: TypeAlias = Literal["append", "overwrite"] | None
+__all__ = ["Checkpoint", "continuation"]
 
 
 @dataclass(frozen=True)

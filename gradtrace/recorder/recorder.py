@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradtrace.errors import (
-    EmptyLedgerError,
-    InvalidValueError,
-    MismatchError,
-    StateError,
-    UnsupportedError,
-)
+from gradtrace.errors import InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
-from gradtrace.ledger.creation import check_destination, holds_nothing
-from gradtrace.ledger.format import Layout
-from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.writer import LedgerWriter
-from gradtrace.recorder.continuation import Mode
-from gradtrace.recorder.parameters import Candidate, Selection, candidates, check_recordable
+from gradtrace.recorder.beginning import known_support, open_writer
+from gradtrace.recorder.parameters import Selection
+from gradtrace.recorder.roster import Roster
 from gradtrace.recorder.scaling import scale_and_skip
+from gradtrace.recorder.settings import Mode, check_settings
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream
 from gradtrace.recorder.summary import Summary
-from gradtrace.recorder.updates import GroupStep, StepRecord, kind_of, refuse_optimizer, settings_of
-from gradtrace.recorder.window import DeviceWindow, one_device
+from gradtrace.recorder.updates import StepRecord, refuse_optimizer
+from gradtrace.recorder.window import DeviceWindow
 from gradtrace.recorder.wrappers import bare_optimizer
 
-__all__ = ["Mode", "Recorder", "check_settings"]
+__all__ = ["Recorder"]
 
 _PATIENCE = 10  # steps without any gradient before that is an error
 
@@ -83,27 +76,19 @@ class Recorder:
         check_settings(window_steps, entry_steps, threshold, mode)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
+        check_destination(path, mode)
         self.path = os.fspath(path)
-        check_destination(self.path, mode)
-        self._model = model
-        self._selection = Selection.of(include, exclude)
+        selection = Selection.of(include, exclude)
         self._settings = {
             "window_steps": window_steps,
             "entry_steps": entry_steps,
             "threshold": float(threshold),
-            "include": list(self._selection.include),
-            "exclude": list(self._selection.exclude),
+            "include": list(selection.include),
+            "exclude": list(selection.exclude),
         }
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at = mode, resume_at
-        self._candidates = _by_identity(model, self._selection)
-        for one in self._candidates.values():
-            if one.parameter.requires_grad:
-                check_recordable(one)
-        self._foreign: dict[int, nn.Parameter] = {}  # kept alive, so that an id is never used twice
-        self._recorded: list[Candidate] = []
-        self._slots: dict[int, int] = {}
-        self._offsets: list[int] = []
+        self._roster = Roster(model, selection)
         self._optimizers: dict[int, tuple[int, Optimizer]] = {}
         self._writer: LedgerWriter | None = None
         self._stream: Stream | None = None
@@ -143,8 +128,15 @@ class Recorder:
         if id(optimizer) not in self._optimizers:
             refuse_optimizer(optimizer)
             self._optimizers[id(optimizer)] = (len(self._optimizers), optimizer)
-        self._admit(parameter for group in optimizer.param_groups for parameter in group["params"])
-        record, grads, slots = self._read(optimizer)
+        if self._roster.admits(
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ):
+            try:
+                self._begin_layout()
+            except BaseException:
+                self._roster.forget()  # so that the next step tries again, and fails with the same words
+                raise
+        record, grads, slots = self._roster.read(optimizer, self._optimizers[id(optimizer)][0])
         self._watch_for_barren_steps(bool(grads))
         window, stream = self._require()
         stream.check()
@@ -161,7 +153,7 @@ class Recorder:
             flags,
             grads,
             slots,
-            self._offsets,
+            self._roster.offsets,
             threshold=self._threshold,
             scale=scale,
             skip=skip,
@@ -208,120 +200,21 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _admit(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Begin the first layout, or a wider one when a parameter trains that did not before."""
-        new = False
-        for parameter in parameters:
-            key = id(parameter)
-            if key in self._slots or key in self._foreign or not parameter.requires_grad:
-                continue
-            if key not in self._candidates:
-                # The model may have been given new Parameter objects since it was last looked through.
-                self._candidates = _by_identity(self._model, self._selection)
-            if key in self._candidates:
-                check_recordable(self._candidates[key])
-                new = True
-            else:
-                self._foreign[key] = parameter
-        if new:
-            self._begin_layout()
-
     def _begin_layout(self) -> None:
-        known = {one.info.name for one in self._recorded}
-        self._recorded = [
-            one for one in self._candidates.values() if one.parameter.requires_grad or one.info.name in known
-        ]
-        parameters = [one.parameter for one in self._recorded]
-        device = one_device(parameters)
-        layout = Layout.whole(tuple(one.info for one in self._recorded))
-        opening = (
-            torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters]).cpu().numpy()
-        )
+        layout, opening = self._roster.begin_layout()
         if self._stream is None:
-            self._start()
+            self._writer = open_writer(self.path, self._mode, self._resume_at, self._settings)
+            self.step = self._writer.end
+            self._stream = Stream(self._writer)
         else:
             self._close_window()
             self._stream.submit(Cut())
-        assert self._stream is not None
-        self._stream.submit(BeginLayout(self.step, layout, opening, self._known_support(layout)))
-        self._slots = {id(parameter): slot for slot, parameter in enumerate(parameters)}
-        self._offsets = [piece.offset for piece in layout.ranks[0]]
-        self._window = DeviceWindow(layout.size(0), self._window_steps, len(parameters), device)
-
-    def _start(self) -> None:
-        if self._mode == "append" and not holds_nothing(self.path):
-            writer = LedgerWriter.reopen(self.path)
-            try:
-                if self._resume_at is not None:
-                    writer.void(self._resume_at)
-            except BaseException:
-                writer.close()
-                raise
-        else:
-            writer = LedgerWriter.create(
-                self.path, settings=self._settings, overwrite=self._mode == "overwrite"
-            )
-        self._writer = writer
-        self.step = writer.end
-        self._stream = Stream(writer)
-
-    def _known_support(self, layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which dependencies already had an event, by what the ledger holds.
-
-        Raises:
-            MismatchError: the ledger knows a parameter of this name in another shape: it is another model's.
-        """
-        supported = np.zeros(layout.size(0), np.bool_)
-        assert self._stream is not None
         self._stream.drain()
-        try:
-            ledger = Ledger.open(self.path)
-        except EmptyLedgerError:
-            return supported
-        for piece in layout.ranks[0]:
-            info = layout.parameters[piece.parameter]
-            if info.name not in ledger:
-                continue
-            if ledger[info.name].shape != info.shape:
-                raise MismatchError(
-                    f"parameter {info.name!r} has another shape than in the ledger {self.path!r}",
-                    expected=str(ledger[info.name].shape),
-                    got=str(info.shape),
-                    remedy="pass the model that this ledger recorded, or record this one at another path",
-                )
-            supported[piece.offset : piece.offset + info.size] = ledger[info.name].events.reshape(-1) > 0
-        return supported
-
-    def _read(self, optimizer: Optimizer) -> tuple[StepRecord, list[torch.Tensor], list[int]]:
-        number = self._optimizers[id(optimizer)][0]
-        grads: list[torch.Tensor] = []
-        slots: list[int] = []
-        missing: list[int] = []
-        groups: list[GroupStep] = []
-        kind = kind_of(optimizer)
-        for group in optimizer.param_groups:
-            members: list[int] = []
-            for parameter in group["params"]:
-                slot = self._slots.get(id(parameter))
-                if slot is None:
-                    continue
-                members.append(slot)
-                grad = parameter.grad
-                if grad is None:
-                    missing.append(slot)
-                    continue
-                if grad.is_sparse:
-                    name = self._recorded[slot].info.name
-                    raise UnsupportedError(
-                        f"parameter {name!r} has a sparse gradient",
-                        expected="dense gradients",
-                        remedy=f"exclude={name!r}",
-                    )
-                grads.append(grad)
-                slots.append(slot)
-            if members:
-                groups.append(GroupStep(number, kind, tuple(members), settings_of(group)))
-        return StepRecord(tuple(groups), tuple(missing)), grads, slots
+        supported = known_support(self.path, layout)
+        self._stream.submit(BeginLayout(self.step, layout, opening, supported))
+        self._window = DeviceWindow(
+            layout.size(0), self._window_steps, len(layout.parameters), self._roster.device
+        )
 
     def _watch_for_barren_steps(self, any_gradient: bool) -> None:
         self._barren = 0 if any_gradient else self._barren + 1
@@ -353,24 +246,3 @@ class Recorder:
         self._blocked_seconds += perf_counter() - began
         stream.submit(ClosedWindow(closed, window, self.step, self._records))
         self._records = []
-
-
-def _by_identity(model: nn.Module, selection: Selection) -> dict[int, Candidate]:
-    return {id(one.parameter): one for one in candidates(model, selection)}
-
-
-def check_settings(window_steps: int, entry_steps: int, threshold: float, mode: str | None) -> None:
-    """Raise an InvalidValueError for settings that no recorder could follow."""
-    if not 1 <= window_steps <= 32767:
-        raise InvalidValueError("window_steps", expected="1 to 32767", got=repr(window_steps))
-    if entry_steps < window_steps or entry_steps % window_steps:
-        raise InvalidValueError(
-            "entry_steps",
-            expected=f"a multiple of window_steps={window_steps}",
-            got=repr(entry_steps),
-            remedy=f"e.g. entry_steps={window_steps * 16}",
-        )
-    if not (threshold >= 0.0 and threshold != float("inf")):
-        raise InvalidValueError("threshold", expected="a finite number >= 0", got=repr(threshold))
-    if mode not in (None, "append", "overwrite"):
-        raise InvalidValueError("mode", expected='None, "append" or "overwrite"', got=repr(mode))

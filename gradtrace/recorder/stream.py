@@ -82,8 +82,7 @@ class Stream:
         self._thread.start()
 
     def submit(self, task: BeginLayout | ClosedWindow | Cut) -> None:
-        """Queue a task; raises what an earlier task failed with."""
-        self.check()
+        """Queue a task; never raises, or the buffers of a closed window would be lost and waited for."""
         self._tasks.put(task)
 
     def check(self) -> None:

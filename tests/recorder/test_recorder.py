@@ -20,6 +20,7 @@ from gradtrace.errors import (
     InvalidValueError,
     LedgerBusyError,
     LedgerExistsError,
+    LedgerNotFoundError,
     MismatchError,
     StateError,
     StorageError,
@@ -361,7 +362,9 @@ def test_append_begins_a_ledger_where_a_killed_creation_left_its_lock(
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
-def test_resuming_voids_what_came_after_and_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_resuming_voids_what_came_after_says_so_and_equals_an_uninterrupted_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def run(path: Path, interrupted: bool) -> gt.Ledger:
         torch.manual_seed(0)
         model = Net()
@@ -381,12 +384,24 @@ def test_resuming_voids_what_came_after_and_equals_an_uninterrupted_run(tmp_path
         return gt.Ledger.open(path)
 
     whole, resumed = run(tmp_path / "whole", False), run(tmp_path / "resumed", True)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"steps 9 to 14 of the ledger {tmp_path / 'resumed'} are void: the run goes on before them"
+    ]
     assert [(e.begin, e.end) for e in whole.entries] == [(e.begin, e.end) for e in resumed.entries]
     for name in whole:
         np.testing.assert_array_equal(whole[name].grad_sum, resumed[name].grad_sum)
         np.testing.assert_array_equal(whole[name].window_sumsq, resumed[name].window_sumsq)
         np.testing.assert_array_equal(whole[name].events, resumed[name].events)
         np.testing.assert_array_equal(whole[name].opening, resumed[name].opening)
+
+
+def test_resuming_where_no_ledger_is_left_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
+    model = Net()
+    with gt.Recorder(model, tmp_path / "gone", mode="append", resume_at=6) as recorder:
+        for _ in range(2):
+            with pytest.raises(LedgerNotFoundError, match="resuming at step 6"):
+                train(model, recorder, steps=1)
+    assert not os.listdir(tmp_path)
 
 
 def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
@@ -530,6 +545,10 @@ def test_a_second_recorder_on_the_same_ledger_is_refused_and_harms_nothing(tmp_p
     ("settings", "said"),
     [
         ({"window_steps": 0}, "window_steps"),
+        ({"window_steps": "8"}, "window_steps"),
+        ({"window_steps": 8.5}, "window_steps"),
+        ({"entry_steps": "512"}, "entry_steps"),
+        ({"threshold": "x"}, "threshold"),
         ({"window_steps": 40000, "entry_steps": 40000}, "32767"),
         ({"entry_steps": 33}, "multiple"),
         ({"threshold": float("nan")}, "threshold"),
