@@ -595,6 +595,9 @@ run = names["trainer"](
 )
 assert run.accelerator.num_processes == 2
 run.train()
+# A rank that leaves while gloo's threads still run may be aborted by the C++ runtime.
+names["torch"].distributed.barrier()
+names["torch"].distributed.destroy_process_group()
 """
 
 
