@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradtrace.kernels.accumulate import EVENT, NONFINITE, SEEN, SKIPPED
+from gradtrace.ledger.details import COUNTS
 from gradtrace.ledger.format import ACCUMULATORS, Layout
 from gradtrace.recorder.updates import StepRecord, run_lengths
 from gradtrace.recorder.window import HostWindow
@@ -30,8 +31,7 @@ class OpenEntry:
         size, parameters = layout.size(0), len(layout.parameters)
         self.arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
         self._work = np.empty(size, np.float32)
-        names = ("steps", "missing", "zero", "nonfinite", "skipped")
-        self._counts = {name: np.zeros(parameters, np.int64) for name in names}
+        self._counts = {name: np.zeros(parameters, np.int64) for name in COUNTS}
         self._records: list[StepRecord] = []
 
     def add(self, window: HostWindow, end: int, records: Sequence[StepRecord]) -> None:

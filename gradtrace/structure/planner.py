@@ -75,23 +75,19 @@ def plan_layer(
     # What multiplies as much as dense does cannot be faster, only mismeasured.
     needed = MARGIN if confirm is None or _work(best) >= mask.size else PROMISING
     if refuse and predicted * needed > dense:
-        return LayerPlan(
-            DENSE,
-            (),
-            mask,
-            dense,
-            dense,
-            None,
-            f"stays dense: the best candidate is {said}, needed {needed:g}x",
-        )
+        return _stays_dense(mask, dense, said, needed)
     if confirm is None:
         return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, None, said)
     dense_seconds, seconds = confirm(best)
     said = f"{said}; measured {_beside(dense_seconds, seconds)}"
     if refuse and seconds * WORTHWHILE > dense_seconds:
-        said = f"stays dense: the best candidate is {said}, needed {WORTHWHILE:g}x"
-        return LayerPlan(DENSE, (), mask, dense, dense, None, said)
+        return _stays_dense(mask, dense, said, WORTHWHILE)
     return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, dense_seconds / seconds, said)
+
+
+def _stays_dense(mask: NDArray[np.bool_], seconds: float, said: str, needed: float) -> LayerPlan:
+    reason = f"stays dense: the best candidate is {said}, needed {needed:g}x"
+    return LayerPlan(DENSE, (), mask, seconds, seconds, None, reason)
 
 
 def _fastest(mask: NDArray[np.bool_], cost: CostTable) -> tuple[float, Candidate]:
