@@ -31,7 +31,7 @@ def bare_layers(ledger: Ledger, weights: Mapping[str, Tensor]) -> nn.Module:
     linear.pop("", None)
     if not linear:
         raise UnsupportedError(
-            f"ledger {str(ledger.path)!r}",
+            f"ledger {ledger.path!r}",
             expected="at least one nn.Linear layer that has a name",
             got="none to plan for",
             remedy="pass the module with --model",

@@ -38,7 +38,7 @@ def _facts(ledger: Ledger) -> dict[str, Any]:
             | counts
         )
     return {
-        "path": str(ledger.path),
+        "path": ledger.path,
         "run_id": ledger.run_id,
         "steps": ledger.steps,
         "entries": [{"begin": e.begin, "end": e.end, "windows": e.windows} for e in ledger.entries],

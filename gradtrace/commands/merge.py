@@ -38,7 +38,7 @@ def merge(ledger: LedgerPath, keep_step: KeepStep = None, as_json: AsJson = Fals
     show(
         as_json,
         {
-            "path": str(writer.path),
+            "path": writer.path,
             "merged": merged,
             "entries_before": before,
             "entries_after": after,

@@ -40,7 +40,7 @@ def write_chunks(
     """
     length = chunk_elements(size)
     digests = []
-    with surfacing(f"writing {storage.path / key}"):
+    with surfacing(f"writing {storage.at(key)}"):
         array = zarr.create_array(
             storage.zarr_store(key),
             shape=(size,),

@@ -17,7 +17,7 @@ __all__ = ["check_commit"]
 def check_commit(storage: Storage, header: Header, commit: Commit, stored: StoredLayout) -> None:
     """Raise CorruptLedgerError for another layout, details that are none, or an array that is not named."""
     entry = commit.entry
-    where = f"commit of entry {entry.begin}-{entry.end} (generation {entry.generation}) in {storage.path}"
+    where = f"commit of entry {entry.begin}-{entry.end} (generation {entry.generation}) in {storage.location}"
     if commit.layout_digest != stored.digest:
         raise CorruptLedgerError(f"{where} knows another layout {entry.layout}")
     with reading(where):

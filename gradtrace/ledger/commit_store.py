@@ -45,8 +45,8 @@ def _commits_listed(storage: Storage, run: str) -> tuple[Commit | Void, ...] | N
         if raw is None and name not in storage.names(COMMITS):
             return None
         if raw is None:
-            raise CorruptLedgerError(f"{storage.path / key} cannot be read as a file")
-        with reading(f"commit {storage.path / key}"):
+            raise CorruptLedgerError(f"{storage.at(key)} cannot be read as a file")
+        with reading(f"commit {storage.at(key)}"):
             writer, commit = decode_commit(raw)
             if span_of(commit) != span:
                 raise InvalidValueError("steps", expected="those of its name", got=str(span_of(commit)))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from filelock import FileLock
-
 from gradtrace.errors import GradtraceError, LedgerExistsError, LedgerNotFoundError
 from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.header import Header, read_header
-from gradtrace.ledger.lock import LOCK, acquire
+from gradtrace.ledger.location import storage_at
+from gradtrace.ledger.lock import LOCK, WriterLock
 from gradtrace.ledger.parts import PARTS, complete_parts, is_half_group
-from gradtrace.ledger.storage import Storage, surfacing
+from gradtrace.ledger.storage import Storage
 
 __all__ = ["check_destination", "create_ledger", "holds_nothing"]
 
 
-def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileLock:
+def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> WriterLock:
     """Write the root of a new ledger and return its held lock.
 
     Raises:
@@ -26,28 +25,22 @@ def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> FileL
         StorageError: the disk failed; what was not there before is not there now.
     """
     _is_empty(storage, overwrite=overwrite)
-    missing = storage.missing()
-    lock: FileLock | None = None
-    fresh = False
-    try:
-        storage.make()
-        lock = acquire(storage)
-        # Looked at again under the lock: another process may have come first.
-        fresh = _is_empty(storage, overwrite=overwrite)
-        # The new run's id in the root makes all commits of the old run invisible, in one atomic step.
-        storage.put(ROOT, header.to_bytes())
-        for part in PARTS:
-            storage.delete_prefix(part)
-        complete_parts(storage)
-    except BaseException:
-        if fresh:
-            _remove(storage)
-        if lock is not None:
+    with storage.making():
+        lock = storage.lock()
+        fresh = False
+        try:
+            # Looked at again under the lock: another process may have come first.
+            fresh = _is_empty(storage, overwrite=overwrite)
+            # The new run's id in the root makes all commits of the old run invisible, in one atomic step.
+            storage.put(ROOT, header.to_bytes())
+            for part in PARTS:
+                storage.delete_prefix(part)
+            complete_parts(storage)
+        except BaseException:
+            if fresh:
+                _remove(storage)
             lock.release()
-        for path in reversed(missing):
-            with suppress(OSError):
-                path.rmdir()
-        raise
+            raise
     return lock
 
 
@@ -62,7 +55,7 @@ def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
         LedgerExistsError: what is there may not be replaced or appended to.
         UnsupportedFormatError, CorruptLedgerError: the ledger to go on with cannot be read.
     """
-    storage = Storage(path)
+    storage = storage_at(path)
     if mode != "append":
         _is_empty(storage, overwrite=mode == "overwrite")
     elif not _is_free(storage):
@@ -74,16 +67,14 @@ def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
 
 def holds_nothing(path: str | os.PathLike[str]) -> bool:
     """Whether a ledger can only be begun at `path`: nothing is there, or what a killed creation left."""
-    return _is_free(Storage(path))
+    return _is_free(storage_at(path))
 
 
 def _is_free(storage: Storage) -> bool:
-    path = storage.path
-    with surfacing(f"looking at {path}"):
-        if not os.path.lexists(path):
-            return True
-        # A creation that was killed leaves its lock and perhaps half a root.
-        return path.is_dir() and all(name == LOCK or is_half_group(name) for name in os.listdir(path))
+    if not storage.exists():
+        return True
+    # A creation that was killed leaves its lock and perhaps half a root.
+    return storage.is_folder() and all(name == LOCK or is_half_group(name) for name in storage.names(""))
 
 
 def _is_empty(storage: Storage, *, overwrite: bool) -> bool:
@@ -96,19 +87,19 @@ def _is_empty(storage: Storage, *, overwrite: bool) -> bool:
         raise _foreign(storage, error) from error
     if not overwrite:
         raise LedgerExistsError(
-            f"{storage.path} already holds the ledger of run {header.run_id}",
+            f"{storage.location} already holds the ledger of run {header.run_id}",
             remedy='pass mode="append" to go on with it or mode="overwrite" to replace it',
         )
-    if storage.path.is_symlink():
+    if storage.is_link():
         raise LedgerExistsError(
-            f"{storage.path} is a symbolic link, which is never replaced", remedy="name what it points to"
+            f"{storage.location} is a symbolic link, which is never replaced", remedy="name what it points to"
         )
     return False
 
 
 def _foreign(storage: Storage, error: GradtraceError) -> LedgerExistsError:
     return LedgerExistsError(
-        f"{storage.path} exists and is no readable ledger, so it is left alone",
+        f"{storage.location} exists and is no readable ledger, so it is left alone",
         expected="a new path, an empty directory or a ledger",
         got=error.message,
         remedy="choose another path",

@@ -94,8 +94,8 @@ def read_header(storage: Storage) -> Header:
     """
     raw = storage.get(ROOT)
     if raw is None:
-        raise _missing(storage, f"no {ROOT}" if storage.path.exists() else "nothing")
-    with reading(f"{storage.path / ROOT}"):
+        raise _missing(storage, f"no {ROOT}" if storage.exists() else "nothing")
+    with reading(f"{storage.at(ROOT)}"):
         data = decode(raw)
         attributes = data.get("attributes") if isinstance(data, dict) else None
         if not isinstance(attributes, dict) or _KEY not in attributes:
@@ -106,8 +106,8 @@ def read_header(storage: Storage) -> Header:
 def _missing(storage: Storage, got: str) -> CorruptLedgerError | LedgerNotFoundError:
     # Where commits lie there was a ledger. The folder alone may be one that is just being made.
     if any(parse_span(name.removesuffix(".json")) for name in storage.names(COMMITS)):
-        return CorruptLedgerError(f"{storage.path / ROOT} is damaged", expected="a ledger's header", got=got)
-    return LedgerNotFoundError("no ledger", expected=f"one at {storage.path}", got=got)
+        return CorruptLedgerError(f"{storage.at(ROOT)} is damaged", expected="a ledger's header", got=got)
+    return LedgerNotFoundError("no ledger", expected=f"one at {storage.location}", got=got)
 
 
 def _parse(body: dict[str, Any], storage: Storage) -> Header:
@@ -115,7 +115,7 @@ def _parse(body: dict[str, Any], storage: Storage) -> Header:
     major, _, minor = version.partition(".")
     if major != FORMAT.partition(".")[0] or not minor.isdecimal():
         raise UnsupportedFormatError(
-            f"format of {storage.path}",
+            f"format of {storage.location}",
             expected=f"{FORMAT.partition('.')[0]}.x",
             got=repr(version)[:40],
             remedy="read it with the gradtrace version that wrote it, or a newer one",
@@ -147,7 +147,7 @@ def appendable_header(storage: Storage) -> Header:
     if not header.is_ours:
         # Its entries may need accumulators that this library does not know.
         raise UnsupportedFormatError(
-            f"format of {storage.path}",
+            f"format of {storage.location}",
             expected=f"at most {FORMAT} to append to",
             got=header.version,
             remedy="go on with the gradtrace version that wrote it, or a newer one",

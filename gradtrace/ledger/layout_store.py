@@ -56,12 +56,12 @@ def read_layout(storage: Storage, number: int, digest: str) -> StoredLayout:
     key = f"{layout_prefix(number)}/layout.json"
     raw = storage.get(key)
     if raw is None:
-        raise CorruptLedgerError(f"{storage.path / key} is missing")
+        raise CorruptLedgerError(f"{storage.at(key)} is missing")
     if checksum(raw) != digest:
         raise CorruptLedgerError(
-            f"{storage.path / key} is altered", expected=f"crc32c {digest}", got=checksum(raw)
+            f"{storage.at(key)} is altered", expected=f"crc32c {digest}", got=checksum(raw)
         )
-    with reading(f"{storage.path / key}"):
+    with reading(f"{storage.at(key)}"):
         data = decode(raw)
         layout = Layout.from_json(data)
         opening = tuple(ArrayDigest.from_json(one) for one in field(data, "opening", list))

@@ -42,7 +42,7 @@ def write_merged(storage: Storage, header: Header, layout: StoredLayout, commits
         check_commit(storage, header, commit, layout)
         if unknown := sorted(set(commit.arrays) - known):
             raise UnsupportedFormatError(
-                f"entries of {storage.path} cannot be merged",
+                f"entries of {storage.location} cannot be merged",
                 expected="no arrays but those of this format",
                 got=", ".join(unknown)[:200],
             )
@@ -80,7 +80,7 @@ def _added_chunks(
         if stored is None:
             first, last = commits[0].entry, commits[-1].entry
             raise StateError(
-                f"entries {first.begin}-{last.end} of {storage.path} cannot be merged",
+                f"entries {first.begin}-{last.end} of {storage.location} cannot be merged",
                 expected=f"sums of {accumulator} that fit {dtype}",
                 got=f"{total.min()} to {total.max()}",
                 remedy="they stay as they are; nothing is lost",

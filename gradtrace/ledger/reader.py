@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, UnknownNameError
@@ -17,6 +16,7 @@ from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
+from gradtrace.ledger.location import storage_at
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.record import ParameterRecord
 from gradtrace.ledger.storage import Storage
@@ -40,7 +40,7 @@ class Ledger(Mapping[str, ParameterRecord]):
         commits: tuple[Commit, ...],
         layouts: Mapping[int, StoredLayout],
     ) -> None:
-        self._path, self._header = storage.path, header
+        self._path, self._header = storage.location, header
         self._entries = tuple(commit.entry for commit in commits)
         sums = Sums(storage, commits, layouts)
         infos: dict[str, ParameterInfo] = {}
@@ -51,7 +51,7 @@ class Ledger(Mapping[str, ParameterRecord]):
                 known = infos.get(info.name, info)
                 if known.shape != info.shape:
                     raise CorruptLedgerError(
-                        f"{storage.path}: parameter {info.name!r} changes shape in layout {number}",
+                        f"{storage.location}: parameter {info.name!r} changes shape in layout {number}",
                         expected=str(known.shape),
                         got=str(info.shape),
                     )
@@ -76,12 +76,12 @@ class Ledger(Mapping[str, ParameterRecord]):
             CorruptLedgerError: its header, a commit or a layout is lost or altered.
             StorageError: the disk refuses to read it.
         """
-        storage = Storage(path)
+        storage = storage_at(path)
         header = read_header(storage)
         while True:
             commits = live_commits(read_commits(storage, header.run_id))
             if not commits:
-                raise EmptyLedgerError(f"the ledger {storage.path} holds no committed entry")
+                raise EmptyLedgerError(f"the ledger {storage.location} holds no committed entry")
             try:
                 return cls(storage, header, commits, _layouts_of(storage, header, commits))
             except CorruptLedgerError:
@@ -90,8 +90,8 @@ class Ledger(Mapping[str, ParameterRecord]):
                     raise
 
     @property
-    def path(self) -> Path:
-        """Where it lies."""
+    def path(self) -> str:
+        """Where it lies: an absolute path."""
         return self._path
 
     @property
@@ -143,7 +143,7 @@ class Ledger(Mapping[str, ParameterRecord]):
     def __repr__(self) -> str:
         elements = sum(record.info.size for record in self._records.values())
         return (
-            f"<Ledger {str(self._path)!r}: {self.steps} steps in {len(self._entries)} entries, "
+            f"<Ledger {self._path!r}: {self.steps} steps in {len(self._entries)} entries, "
             f"{len(self)} parameters with {elements:,} elements>"
         )
 

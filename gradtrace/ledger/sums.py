@@ -115,7 +115,7 @@ class Sums:
             if all_stand(self._storage, commits):
                 raise
             raise StateError(
-                f"entries of {self._storage.path} were merged, voided or replaced since it was opened",
+                f"entries of {self._storage.location} were merged, voided or replaced since it was opened",
                 remedy="open the ledger again",
             ) from error
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
-from filelock import FileLock
 
 from gradtrace.errors import (
     GradtraceError,
@@ -31,7 +29,8 @@ from gradtrace.ledger.header import Header, appendable_header
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.layout_store import StoredLayout, write_layout
 from gradtrace.ledger.live import live_commits
-from gradtrace.ledger.lock import acquire
+from gradtrace.ledger.location import storage_at
+from gradtrace.ledger.lock import WriterLock
 from gradtrace.ledger.merged_entry import write_merged
 from gradtrace.ledger.parts import complete_parts
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT
@@ -49,7 +48,7 @@ class LedgerWriter:
     Not safe: calls from several threads at once.
     """
 
-    def __init__(self, storage: Storage, lock: FileLock, header: Header) -> None:
+    def __init__(self, storage: Storage, lock: WriterLock, header: Header) -> None:
         self._storage, self._lock, self._header = storage, lock, header
         self._stored: dict[int, StoredLayout] = {}
         self._commits: list[Commit | Void] = []
@@ -70,7 +69,7 @@ class LedgerWriter:
             InvalidValueError: `settings` are not JSON.
             StorageError: the disk failed; nothing is left behind.
         """
-        storage = Storage(path)
+        storage = storage_at(path)
         header = Header.new(settings)
         return cls(storage, create_ledger(storage, header, overwrite=overwrite), header)
 
@@ -85,9 +84,9 @@ class LedgerWriter:
             LedgerBusyError: another process is writing it.
             StorageError: the disk failed.
         """
-        storage = Storage(path)
+        storage = storage_at(path)
         appendable_header(storage)
-        lock = acquire(storage)
+        lock = storage.lock()
         try:
             # Read again under the lock: the run may have been replaced in between.
             writer = cls(storage, lock, appendable_header(storage))
@@ -99,9 +98,9 @@ class LedgerWriter:
         return writer
 
     @property
-    def path(self) -> Path:
-        """Where the ledger lies."""
-        return self._storage.path
+    def path(self) -> str:
+        """Where the ledger lies: an absolute path."""
+        return self._storage.location
 
     @property
     def run_id(self) -> str:
@@ -293,7 +292,7 @@ class LedgerWriter:
 
     def __repr__(self) -> str:
         state = "open" if self._lock.is_locked else "closed"
-        return f"<LedgerWriter {str(self.path)!r}: {self.end} steps in {len(self._live)} entries, {state}>"
+        return f"<LedgerWriter {self.path!r}: {self.end} steps in {len(self._live)} entries, {state}>"
 
     def _ready(self) -> None:
         if not self._lock.is_locked:

@@ -14,8 +14,8 @@ from gradtrace.errors import (
     StorageError,
 )
 from gradtrace.ledger.format import Layout
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.writer import LedgerWriter, check_destination
 
 
@@ -189,7 +189,7 @@ def test_a_link_inside_a_ledger_leads_no_cleaning_elsewhere(
 )
 @pytest.mark.parametrize("call", ["get", "names", "put", "write", "delete_prefix", "sync"])
 def test_a_key_cannot_leave_the_ledger(tmp_path: Path, key: str, call: str) -> None:
-    storage = Storage(tmp_path / "run")
+    storage = LocalStorage(tmp_path / "run")
     arguments = (key, b"x") if call in ("put", "write") else (key,)
     with pytest.raises(InvalidValueError, match="storage key"):
         getattr(storage, call)(*arguments)

@@ -15,8 +15,8 @@ import pytest
 from gradtrace.errors import StateError, StorageError
 from gradtrace.ledger import header
 from gradtrace.ledger.format import ACCUMULATORS, Layout
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.writer import LedgerWriter
 
 # More than a merge needs; the last ones are skipped by name.
@@ -142,14 +142,14 @@ def next_removal(old: Any, disk: Any) -> int:
     twin.path = old.path.with_name("twin")
     shutil.copytree(old.path, twin.path)
     first: list[int] = []
-    real = Storage.delete_prefix
+    real = LocalStorage.delete_prefix
 
-    def noted(self: Storage, prefix: str) -> None:
+    def noted(self: LocalStorage, prefix: str) -> None:
         first.append(disk.count)
         real(self, prefix)
 
     with pytest.MonkeyPatch.context() as patch, LedgerWriter.reopen(twin.path) as writer:
-        patch.setattr(Storage, "delete_prefix", noted)
+        patch.setattr(LocalStorage, "delete_prefix", noted)
         disk.arm(-1)
         writer.merge()
     return first[0]
@@ -223,15 +223,15 @@ def test_a_reader_of_a_layout_that_is_gone_is_asked_to_open_again(book: Any, pai
 def test_a_merge_between_a_readers_listing_and_its_reading_is_seen_whole(
     old: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, writer = Storage.get, LedgerWriter.reopen(old.path)
+    real, writer = LocalStorage.get, LedgerWriter.reopen(old.path)
     pending: list[Callable[[], Any]] = [lambda: old.merge(writer)]
 
-    def get(self: Storage, key: str) -> bytes | None:
+    def get(self: LocalStorage, key: str) -> bytes | None:
         if key.startswith("commits/") and pending:
             pending.pop()()
         return real(self, key)
 
-    monkeypatch.setattr(Storage, "get", get)
+    monkeypatch.setattr(LocalStorage, "get", get)
     assert ends(old.path) == MERGED
     old.check()
     writer.close()
@@ -250,14 +250,14 @@ def test_a_layout_that_goes_while_a_reader_opens_is_not_corruption(
             writer.void(4)
         LedgerWriter.reopen(book.path).close()
 
-    real, pending = Storage.get, [go_back]
+    real, pending = LocalStorage.get, [go_back]
 
-    def get(self: Storage, key: str) -> bytes | None:
+    def get(self: LocalStorage, key: str) -> bytes | None:
         if key.startswith("layouts/0001") and pending:
             pending.pop()()
         return real(self, key)
 
-    monkeypatch.setattr(Storage, "get", get)
+    monkeypatch.setattr(LocalStorage, "get", get)
     assert ends(book.path) == [4]
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from gradtrace.errors import EmptyLedgerError, LedgerBusyError, LedgerNotFoundError
 from gradtrace.ledger.format import ACCUMULATORS, Layout
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.writer import LedgerWriter
 
 HOLD = """
 import sys
-from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.writer import LedgerWriter
 writer = LedgerWriter.reopen(sys.argv[1])
 print("held", flush=True)
@@ -148,11 +148,11 @@ def test_a_listing_made_while_commits_land_is_made_again(
         number = book.add(writer, pair)
         for _ in range(3):
             book.commit(writer, number)
-    real, early = Storage.names, iter([slice(0, 1), slice(1, None)])
+    real, early = LocalStorage.names, iter([slice(0, 1), slice(1, None)])
 
-    def names(self: Storage, prefix: str) -> list[str]:
+    def names(self: LocalStorage, prefix: str) -> list[str]:
         # First a listing that lacks the second commit, then one that lacks the first.
         return real(self, prefix)[next(early, slice(None))] if prefix == "commits" else real(self, prefix)
 
-    monkeypatch.setattr(Storage, "names", names)
+    monkeypatch.setattr(LocalStorage, "names", names)
     book.check()

@@ -155,11 +155,11 @@ def test_an_array_is_what_zarr_itself_would_write(
     tmp_path: Path, size: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gradtrace.ledger.array_writer import write_array
-    from gradtrace.ledger.storage import Storage
+    from gradtrace.ledger.local_storage import LocalStorage
 
     monkeypatch.setattr(array_format, "CHUNK_ELEMENTS", 4)
     values = np.arange(size).astype(dtype)
-    write_array(Storage(tmp_path), "ours", values)
+    write_array(LocalStorage(tmp_path), "ours", values)
     theirs = zarr.create_array(
         tmp_path / "theirs",
         shape=(size,),

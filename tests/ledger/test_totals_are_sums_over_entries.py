@@ -222,4 +222,4 @@ def test_settings_run_and_accumulators_come_back(book: Any, pair: Layout) -> Non
         book.commit(writer, book.add(writer, pair))
     ledger = Ledger.open(book.path)
     assert (ledger.run_id, ledger.settings, ledger.accumulators) == (run, {"window_steps": 4}, ACCUMULATORS)
-    assert ledger.path == book.path
+    assert ledger.path == str(book.path)

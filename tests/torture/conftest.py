@@ -21,8 +21,8 @@ from gradtrace.ledger.commit_store import read_commits
 from gradtrace.ledger.format import ACCUMULATORS
 from gradtrace.ledger.header import read_header
 from gradtrace.ledger.live import live_commits
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
-from gradtrace.ledger.storage import Storage
 
 SERVER = Path(__file__).with_name("fork_server.py")
 KILLED = -9
@@ -143,7 +143,7 @@ class Run:
 
     def pages(self) -> list[tuple[object, ...]]:
         """Every live entry with the checksums of its data; where a life began anew says only the layout."""
-        storage = Storage(self.path)
+        storage = LocalStorage(self.path)
         commits = live_commits(read_commits(storage, read_header(storage).run_id))
         return [
             (one.entry.begin, one.entry.end, one.entry.windows, dict(one.entry.details), one.arrays)
