@@ -12,7 +12,18 @@ import numpy as np
 
 from gradtrace.errors import CorruptLedgerError, InvalidValueError
 
-__all__ = ["JSON", "checksum", "decode", "digest_field", "encode", "field", "integer", "reading", "texts"]
+__all__ = [
+    "JSON",
+    "checksum",
+    "decode",
+    "digest_field",
+    "encode",
+    "extended",
+    "field",
+    "integer",
+    "reading",
+    "texts",
+]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 T = TypeVar("T")
@@ -23,6 +34,12 @@ _LARGEST = 2**62
 def checksum(data: bytes | np.ndarray[Any, Any]) -> str:
     """Return the crc32c of bytes, or of a C-contiguous array's bytes, as 8 lower-case hex digits."""
     return f"{google_crc32c.value(data):08x}"
+
+
+def extended(crc: int, data: np.ndarray[Any, Any]) -> int:
+    """Return the crc32c of the bytes whose crc32c is `crc` (0 for none) followed by those of `data`."""
+    value: int = google_crc32c.extend(crc, data)
+    return value
 
 
 def encode(value: object) -> bytes:

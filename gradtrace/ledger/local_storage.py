@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
@@ -45,6 +46,14 @@ class LocalStorage(Storage):
         with surfacing(f"reading {self.path / key}"):
             try:
                 return self._at(key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+
+    def open(self, key: str) -> BinaryIO | None:
+        """See Storage; the file, unbuffered."""
+        with surfacing(f"reading {self.path / key}"):
+            try:
+                return self._at(key).open("rb", buffering=0)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradtrace.errors import StateError, UnsupportedFormatError
+from gradtrace.ledger.adding import add_chunk, entry_array, total_dtype
 from gradtrace.ledger.array_format import chunk_elements
 from gradtrace.ledger.array_writer import write_chunks
 from gradtrace.ledger.commit import ArrayDigest, Commit
@@ -19,7 +20,6 @@ from gradtrace.ledger.layout_store import StoredLayout
 from gradtrace.ledger.merged_details import merged_details
 from gradtrace.ledger.paths import LARGEST_GENERATION, rank_name
 from gradtrace.ledger.storage import Storage
-from gradtrace.ledger.sums import added, entry_array
 
 __all__ = ["write_merged"]
 
@@ -27,8 +27,8 @@ __all__ = ["write_merged"]
 def write_merged(storage: Storage, header: Header, layout: StoredLayout, commits: Sequence[Commit]) -> Commit:
     """Write the entry that holds the sums of `commits`, neighbours of one layout; return its durable commit.
 
-    Sums are added in float64 and stored in the accumulator's dtype; counts stay exact. At most one chunk of
-    the sum and one of a part are in memory at a time.
+    Sums are added in float64 and stored in the accumulator's dtype; counts stay exact. At most two chunks
+    of the sum are in memory at a time.
 
     Raises:
         CorruptLedgerError: a part is lost or altered.
@@ -72,10 +72,12 @@ def write_merged(storage: Storage, header: Header, layout: StoredLayout, commits
 def _added_chunks(
     storage: Storage, commits: Sequence[Commit], rank: int, accumulator: str, size: int, dtype: str
 ) -> Iterator[np.ndarray[Any, Any]]:
-    for chunk in range(-(-size // chunk_elements(size))):
-        total = added(
-            (entry_array(storage, commit, rank, accumulator, size).chunk(chunk) for commit in commits), dtype
-        )
+    arrays = [entry_array(storage, commit, rank, accumulator, size) for commit in commits]
+    length = chunk_elements(size)
+    room = np.empty(min(length, size), total_dtype(accumulator))
+    for chunk in range(-(-size // length)):
+        total = room[: size - chunk * length]
+        add_chunk(arrays, chunk, total)
         stored = _cast(total, dtype)
         if stored is None:
             first, last = commits[0].entry, commits[-1].entry

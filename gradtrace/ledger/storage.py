@@ -6,6 +6,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import BytesIO
+from typing import BinaryIO
 
 from zarr.abc.store import Store
 
@@ -39,6 +41,14 @@ class Storage(ABC):
     @abstractmethod
     def get(self, key: str) -> bytes | None:
         """Return the object's bytes, or None where there is no such object."""
+
+    def open(self, key: str) -> BinaryIO | None:
+        """Open the object to be read once from its beginning, or return None where there is none.
+
+        Reading it may raise OSError. Here it is fetched as a whole; a disk need not.
+        """
+        raw = self.get(key)
+        return None if raw is None else BytesIO(raw)
 
     @abstractmethod
     def names(self, prefix: str) -> list[str]:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from gradtrace.errors import CorruptLedgerError, StateError, StorageError
+from gradtrace.ledger.adding import add_chunk, entry_array, total_dtype
 from gradtrace.ledger.array_format import chunk_elements
 from gradtrace.ledger.array_reader import StoredArray
+from gradtrace.ledger.chunk_memory import ChunkMemory
 from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.commit_store import all_stand
-from gradtrace.ledger.header import ACCUMULATORS
 from gradtrace.ledger.layout_store import StoredLayout, opening_name
-from gradtrace.ledger.paths import entry_prefix, layout_prefix, rank_name
+from gradtrace.ledger.paths import layout_prefix
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["Sums", "added", "entry_array"]
+__all__ = ["Sums"]
 
 # Chunks of totals kept, at most 32 MiB each: enough that walking over the parameters of a ledger, all
 # accumulators of one after the other, reads every chunk once, however many small parameters share it.
 _KEPT = 8
+# Chunks of one parameter read at once: reading, checking and adding mostly leave the interpreter free.
+_THREADS = 4
 
 
 class Sums:
@@ -36,8 +40,7 @@ class Sums:
         self._commits = {
             number: [commit for commit in commits if commit.entry.layout == number] for number in layouts
         }
-        self._total = lru_cache(_KEPT)(self._sum_chunk)
-        self._opening = lru_cache(1)(self._opening_chunk)
+        self._kept = ChunkMemory(_KEPT)
 
     def total(self, accumulator: str, places: Mapping[int, int]) -> np.ndarray[Any, Any]:
         """Return the sum over all entries, float64 or int64, in the parameter's shape.
@@ -46,10 +49,9 @@ class Sums:
             accumulator: which one.
             places: layout number to the parameter's index in that layout.
         """
-        kind = np.float64 if ACCUMULATORS[accumulator].startswith("float") else np.int64
         whole: np.ndarray[Any, Any] | None = None
         for number, index in places.items():
-            part = self._gather(number, index, kind, partial(self._total, accumulator, number))
+            part = self._gather(number, index, accumulator, total_dtype(accumulator))
             whole = part if whole is None else np.add(whole, part, out=whole)
         if whole is None:
             raise ValueError("a parameter without a place in any layout")
@@ -57,14 +59,10 @@ class Sums:
 
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""
-        return self._gather(layout, index, np.float32, partial(self._opening, layout))
+        return self._gather(layout, index, None, np.float32)
 
     def _gather(
-        self,
-        number: int,
-        index: int,
-        kind: type[np.generic],
-        chunk_of: Callable[[int, int], np.ndarray[Any, Any]],
+        self, number: int, index: int, accumulator: str | None, kind: type[np.generic]
     ) -> np.ndarray[Any, Any]:
         layout = self._layouts[number].layout
         # Nothing stays unset: a layout's boxes tile each parameter.
@@ -73,37 +71,55 @@ class Sums:
             if not piece.size:
                 continue
             flat = whole.reshape(-1) if piece.shape == whole.shape else np.empty(piece.size, kind)
-            length = chunk_elements(layout.size(rank))
-            end = piece.offset + piece.size
-            for chunk in range(piece.offset // length, -(-end // length)):
-                first, last = max(piece.offset, chunk * length), min(end, (chunk + 1) * length)
-                part = chunk_of(rank, chunk)[first - chunk * length : last - chunk * length]
-                flat[first - piece.offset : last - piece.offset] = part
+            with self._lasting(self._commits[number]):
+                self._read(number, rank, accumulator, piece.offset, flat)
             if piece.shape != whole.shape:
                 whole[piece.box] = flat.reshape(piece.shape)
         return whole
 
-    def _sum_chunk(self, accumulator: str, number: int, rank: int, chunk: int) -> np.ndarray[Any, Any]:
+    def _read(
+        self, number: int, rank: int, accumulator: str | None, offset: int, flat: np.ndarray[Any, Any]
+    ) -> None:
+        """Fill `flat` with what stands from element `offset` on, all of it of one parameter."""
         size = self._layouts[number].layout.size(rank)
-        commits = self._commits[number]
-        with self._lasting(commits):
-            return added(
-                (entry_array(self._storage, one, rank, accumulator, size).chunk(chunk) for one in commits),
-                ACCUMULATORS[accumulator],
-            )
+        length, end = chunk_elements(size), offset + flat.size
+        arrays = cache(partial(self._arrays, number, rank, accumulator, size))
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:
+            reading = []
+            for chunk in range(offset // length, -(-end // length)):
+                begin, stop = chunk * length, min((chunk + 1) * length, size)
+                first, last = max(offset, begin), min(end, stop)
+                part = flat[first - offset : last - offset]
+                if part.size == stop - begin:
+                    reading.append(pool.submit(add_chunk, arrays(), chunk, part))
+                else:
+                    self._kept.copy(
+                        (number, rank, accumulator, chunk),
+                        slice(first - begin, last - begin),
+                        part,
+                        size=stop - begin,
+                        fill=partial(_fill, arrays, chunk),
+                    )
+            for done in reading:
+                done.result()
 
-    def _opening_chunk(self, number: int, rank: int, chunk: int) -> np.ndarray[Any, Any]:
-        stored = self._layouts[number]
+    def _arrays(self, number: int, rank: int, accumulator: str | None, size: int) -> list[StoredArray]:
+        if accumulator is not None:
+            return [
+                entry_array(self._storage, commit, rank, accumulator, size)
+                for commit in self._commits[number]
+            ]
         name = opening_name(rank)
-        with self._lasting(self._commits[number]):
-            return StoredArray(
+        return [
+            StoredArray(
                 self._storage,
                 f"{layout_prefix(number)}/{name}",
                 what=f"layout {number}, array {name}",
-                size=stored.layout.size(rank),
+                size=size,
                 dtype="float32",
-                digest=stored.opening[rank],
-            ).chunk(chunk)
+                digest=self._layouts[number].opening[rank],
+            )
+        ]
 
     @contextmanager
     def _lasting(self, commits: Iterable[Commit]) -> Iterator[None]:
@@ -120,23 +136,5 @@ class Sums:
             ) from error
 
 
-def entry_array(storage: Storage, commit: Commit, rank: int, accumulator: str, size: int) -> StoredArray:
-    """Open an array of the entry, of `size` elements, for reading."""
-    entry, name = commit.entry, f"{rank_name(rank)}/{accumulator}"
-    return StoredArray(
-        storage,
-        f"{entry_prefix(entry.begin, entry.end, entry.generation)}/{name}",
-        what=f"entry {entry.begin}-{entry.end} (generation {entry.generation}), array {name}",
-        size=size,
-        dtype=ACCUMULATORS[accumulator],
-        digest=commit.arrays[name],
-    )
-
-
-def added(parts: Iterable[np.ndarray[Any, Any]], dtype: str) -> np.ndarray[Any, Any]:
-    """Return the sum of at least one array stored as `dtype`, taken one at a time: float64 or int64."""
-    remaining = iter(parts)
-    total = next(remaining).astype(np.float64 if dtype.startswith("float") else np.int64)
-    for part in remaining:
-        total += part
-    return total
+def _fill(arrays: Callable[[], Sequence[StoredArray]], chunk: int, whole: np.ndarray[Any, Any]) -> None:
+    add_chunk(arrays(), chunk, whole)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zarr.storage import LocalStore
 
 from gradtrace.errors import CorruptLedgerError, MismatchError, UnknownNameError
 from gradtrace.ledger import array_format, array_reader
 from gradtrace.ledger.details import Update
 from gradtrace.ledger.format import ACCUMULATORS, Layout, ParameterInfo, Piece
+from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
 
 Make = Callable[..., ParameterInfo]
@@ -192,13 +192,13 @@ def test_walking_over_small_parameters_reads_each_chunk_once(
         for _ in range(entries):
             book.commit(writer, number)
     read: list[str] = []
-    real = LocalStore.get
+    real = LocalStorage.open
 
-    async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
-        read.append(f"{self.root}/{key}")
-        return await real(self, key, *args, **kwargs)
+    def open_once(self: LocalStorage, key: str) -> Any:
+        read.append(key)
+        return real(self, key)
 
-    monkeypatch.setattr(LocalStore, "get", get)
+    monkeypatch.setattr(LocalStorage, "open", open_once)
     for record in Ledger.open(book.path).values():
         for accumulator in ACCUMULATORS:
             getattr(record, accumulator)
@@ -209,7 +209,7 @@ def test_walking_over_small_parameters_reads_each_chunk_once(
 def test_opening_a_ledger_reads_no_array(book: Any, pair: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     with book.create() as writer:
         book.commit(writer, book.add(writer, pair))
-    monkeypatch.setattr(array_reader.StoredArray, "chunk", None)
+    monkeypatch.setattr(array_reader.StoredArray, "blocks", None)
     ledger = Ledger.open(book.path)
     assert "4 steps" in repr(ledger)
     assert "2 parameters" in repr(ledger)
