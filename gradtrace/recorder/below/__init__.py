@@ -1,0 +1,1 @@
+"""Evidence below the step: what single positions and samples contribute, without storing any of it."""
