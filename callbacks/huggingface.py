@@ -19,6 +19,7 @@ from gradtrace.callbacks.huggingface_trainer import (
     refuse_trainer,
 )
 from gradtrace.errors import GradtraceError, InvalidValueError, UnsupportedError
+from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
@@ -43,7 +44,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
     them.
 
     With `restore_callback_states_from_checkpoint=True` the Trainer builds this callback anew from what the
-    checkpoint says, `path` included: as for any callback, only for checkpoints that you trust.
+    checkpoint says, `path` included: as for any callback, only for checkpoints that you trust. Then what
+    reaches an object store comes from the environment: no checkpoint keeps `storage_options`.
 
     Args:
         path: where the ledger will be; nothing is created before the first optimizer step.
@@ -53,6 +55,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
         threshold: an event is |g| > threshold.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
+        storage_options: how to reach an object store; see `Recorder`.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -69,12 +72,14 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         entry_steps: int = 512,
         threshold: float = 0.0,
         mode: Mode = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         selection = Selection.of(include, exclude)
+        storage_at(path, storage_options)
         self.path = os.fspath(path)
         self.checkpoint: dict[str, Any] | None = None  # set by the Trainer when it restores callback states
-        self._mode = mode
+        self._mode, self._storage_options = mode, storage_options
         self._settings: dict[str, Any] = {
             "include": list(selection.include),
             "exclude": list(selection.exclude),
@@ -131,13 +136,20 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         assert model is not None, "the Trainer hands its model to every event"
         # Not a resumed run: what the state holds then is this callback's own note of an earlier `train`.
         checkpoints = self._checkpoints(state) if state.global_step else []
-        mode, resume_at = continuation(self.path, self._mode, checkpoints)
+        mode, resume_at = continuation(self.path, self._mode, checkpoints, self._storage_options)
         if not checkpoints and self._written is model:
             mode = "append"
         if isinstance(state.stateful_callbacks, dict):
             # The Trainer cannot save again after resuming from a checkpoint made without this callback.
             state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self._recorder = Recorder(model, self.path, mode=mode, resume_at=resume_at, **self._settings)
+        self._recorder = Recorder(
+            model,
+            self.path,
+            mode=mode,
+            resume_at=resume_at,
+            storage_options=self._storage_options,
+            **self._settings,
+        )
         self._trainer, self._model, self._observed, self._reported = trainer, model, False, 0
         self._undo = [before_clipping(trainer, self._observe), on_error(trainer, self._fail)]
 
@@ -202,7 +214,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             steps = self._recorder.commit()
             if self._recorder.run_id is not None:
                 noted = {"run_id": self._recorder.run_id, "steps": steps}
-        # `mode` is left out: a file must not be what allows a ledger to be replaced.
+        # `mode` is left out: a file must not be what allows a ledger to be replaced; and `storage_options`,
+        # which may hold credentials.
         return {"args": {"path": self.path, **self._settings}, "attributes": {"checkpoint": noted}}
 
     def _observe(self) -> None:

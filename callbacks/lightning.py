@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from gradtrace.errors import GradtraceError, UnsupportedError
 from gradtrace.ledger.creation import check_destination
+from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
@@ -45,6 +46,7 @@ class GradientLedger(Callback):
         entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
         threshold: an event is |g| > threshold.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
+        storage_options: how to reach an object store; see `Recorder`.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -61,11 +63,13 @@ class GradientLedger(Callback):
         entry_steps: int = 512,
         threshold: float = 0.0,
         mode: Mode = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         Selection.of(include, exclude)
+        storage_at(path, storage_options)
         self.path = os.fspath(path)
-        self._mode = mode
+        self._mode, self._storage_options = mode, storage_options
         self._settings: dict[str, Any] = {
             "include": include,
             "exclude": exclude,
@@ -95,13 +99,13 @@ class GradientLedger(Callback):
         if trainer.is_global_zero and not _dry(trainer):
             # Only what is foreign can be refused yet: an explicit ckpt_path is not known here, and with it a
             # ledger of ours may be the one to go on with.
-            check_destination(self.path, "append")
+            check_destination(self.path, "append", self._storage_options)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumes = self._resume is not None or self._written is pl_module
         if trainer.is_global_zero and not _dry(trainer) and not resumes:
-            check_destination(self.path, self._mode)
+            check_destination(self.path, self._mode, self._storage_options)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -121,7 +125,14 @@ class GradientLedger(Callback):
             self._recorder = Recorder(pl_module, path, **self._settings)
             return
         mode, resume_at = self._continuation(pl_module)
-        self._recorder = Recorder(pl_module, self.path, mode=mode, resume_at=resume_at, **self._settings)
+        self._recorder = Recorder(
+            pl_module,
+            self.path,
+            mode=mode,
+            resume_at=resume_at,
+            storage_options=self._storage_options,
+            **self._settings,
+        )
 
     @override
     def on_before_optimizer_step(
@@ -179,7 +190,8 @@ class GradientLedger(Callback):
         state, self._resume = self._resume, None
         if state is None or state.get("run_id") is None:
             return ("append", None) if self._written is pl_module else (self._mode, None)
-        return continuation(self.path, self._mode, [Checkpoint(state["run_id"], state["steps"])])
+        checkpoint = Checkpoint(state["run_id"], state["steps"])
+        return continuation(self.path, self._mode, [checkpoint], self._storage_options)
 
     def _send(self, trainer: Trainer, summary: Summary) -> None:
         for logger in trainer.loggers:

@@ -22,8 +22,12 @@ __all__ = [
     "WeightsPath",
 ]
 
+# Text and no Path, which would change the "//" of a URL.
 LedgerPath = Annotated[
-    Path, typer.Argument(metavar="LEDGER", help="The ledger that a training left, *.ledger.zarr.")
+    str,
+    typer.Argument(
+        metavar="LEDGER", help="The ledger that a training left: *.ledger.zarr, or s3://, gs://, az://."
+    ),
 ]
 WeightsPath = Annotated[
     Path,

@@ -18,7 +18,7 @@ __all__ = ["plan_facts", "planned"]
 
 
 def planned(
-    ledger: Path,
+    ledger: str,
     weights: Path,
     *,
     by: str | None,

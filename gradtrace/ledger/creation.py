@@ -8,8 +8,8 @@ from contextlib import suppress
 from gradtrace.errors import GradtraceError, LedgerExistsError, LedgerNotFoundError
 from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.header import Header, read_header
-from gradtrace.ledger.location import storage_at
-from gradtrace.ledger.lock import LOCK, WriterLock
+from gradtrace.ledger.location import StorageOptions, storage_at
+from gradtrace.ledger.lock import LEASE, LOCK, WriterLock
 from gradtrace.ledger.parts import PARTS, complete_parts, is_half_group
 from gradtrace.ledger.storage import Storage
 
@@ -44,18 +44,21 @@ def create_ledger(storage: Storage, header: Header, *, overwrite: bool) -> Write
     return lock
 
 
-def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
+def check_destination(
+    path: str | os.PathLike[str], mode: str | None, storage_options: StorageOptions = None
+) -> None:
     """Say before training whether a ledger can be begun or gone on with at `path`; touches nothing.
 
     Args:
         path: where the ledger is to be.
         mode: None for a new one, "append" to go on with one if it is there, "overwrite" to replace one.
+        storage_options: how to reach an object store; see `storage_at`.
 
     Raises:
         LedgerExistsError: what is there may not be replaced or appended to.
         UnsupportedFormatError, CorruptLedgerError: the ledger to go on with cannot be read.
     """
-    storage = storage_at(path)
+    storage = storage_at(path, storage_options)
     if mode != "append":
         _is_empty(storage, overwrite=mode == "overwrite")
     elif not _is_free(storage):
@@ -65,16 +68,18 @@ def check_destination(path: str | os.PathLike[str], mode: str | None) -> None:
             raise _foreign(storage, error) from error
 
 
-def holds_nothing(path: str | os.PathLike[str]) -> bool:
+def holds_nothing(path: str | os.PathLike[str], storage_options: StorageOptions = None) -> bool:
     """Whether a ledger can only be begun at `path`: nothing is there, or what a killed creation left."""
-    return _is_free(storage_at(path))
+    return _is_free(storage_at(path, storage_options))
 
 
 def _is_free(storage: Storage) -> bool:
     if not storage.exists():
         return True
     # A creation that was killed leaves its lock and perhaps half a root.
-    return storage.is_folder() and all(name == LOCK or is_half_group(name) for name in storage.names(""))
+    return storage.is_folder() and all(
+        name in (LOCK, LEASE) or is_half_group(name) for name in storage.names("")
+    )
 
 
 def _is_empty(storage: Storage, *, overwrite: bool) -> bool:
@@ -108,6 +113,6 @@ def _foreign(storage: Storage, error: GradtraceError) -> LedgerExistsError:
 
 def _remove(storage: Storage) -> None:
     # The lock's file goes while it is still held: filelock notices a lock on a file without a name.
-    for part in (ROOT, *PARTS, LOCK):
+    for part in (ROOT, *PARTS, LOCK, LEASE):
         with suppress(GradtraceError):
             storage.delete_prefix(part)

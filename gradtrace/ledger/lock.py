@@ -9,9 +9,10 @@ from filelock import FileLock, Timeout
 
 from gradtrace.errors import LedgerBusyError, StorageError
 
-__all__ = ["LOCK", "WriterLock", "lock_folder"]
+__all__ = ["LEASE", "LOCK", "WriterLock", "lock_folder"]
 
-LOCK = "writer.lock"
+# A file on a local disk; an object on an object store, where there are no locks.
+LOCK, LEASE = "writer.lock", "writer.lease"
 
 
 class WriterLock(Protocol):

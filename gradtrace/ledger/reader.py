@@ -16,7 +16,7 @@ from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
-from gradtrace.ledger.location import storage_at
+from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.record import ParameterRecord
 from gradtrace.ledger.storage import Storage
@@ -66,8 +66,13 @@ class Ledger(Mapping[str, ParameterRecord]):
         }
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Ledger:
+    def open(cls, path: str | os.PathLike[str], *, storage_options: StorageOptions = None) -> Ledger:
         """Open the ledger at `path` for reading.
+
+        Args:
+            path: where it lies; also s3://, gs:// and az:// (extra `cloud`).
+            storage_options: how to reach an object store, such as `region` or `endpoint`; what is not given
+                comes from the environment.
 
         Raises:
             LedgerNotFoundError: there is none.
@@ -76,7 +81,7 @@ class Ledger(Mapping[str, ParameterRecord]):
             CorruptLedgerError: its header, a commit or a layout is lost or altered.
             StorageError: the disk refuses to read it.
         """
-        storage = storage_at(path)
+        storage = storage_at(path, storage_options)
         header = read_header(storage)
         while True:
             commits = live_commits(read_commits(storage, header.run_id))
@@ -91,7 +96,7 @@ class Ledger(Mapping[str, ParameterRecord]):
 
     @property
     def path(self) -> str:
-        """Where it lies: an absolute path."""
+        """Where it lies: an absolute path or a URL."""
         return self._path
 
     @property

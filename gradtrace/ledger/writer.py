@@ -29,7 +29,7 @@ from gradtrace.ledger.header import Header, appendable_header
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.layout_store import StoredLayout, write_layout
 from gradtrace.ledger.live import live_commits
-from gradtrace.ledger.location import storage_at
+from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.lock import WriterLock
 from gradtrace.ledger.merged_entry import write_merged
 from gradtrace.ledger.parts import complete_parts
@@ -58,7 +58,12 @@ class LedgerWriter:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], *, settings: Mapping[str, object], overwrite: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, object],
+        overwrite: bool = False,
+        storage_options: StorageOptions = None,
     ) -> LedgerWriter:
         """Begin a new run's ledger at `path` and return its writer; parent folders are made.
 
@@ -69,12 +74,12 @@ class LedgerWriter:
             InvalidValueError: `settings` are not JSON.
             StorageError: the disk failed; nothing is left behind.
         """
-        storage = storage_at(path)
+        storage = storage_at(path, storage_options)
         header = Header.new(settings)
         return cls(storage, create_ledger(storage, header, overwrite=overwrite), header)
 
     @classmethod
-    def reopen(cls, path: str | os.PathLike[str]) -> LedgerWriter:
+    def reopen(cls, path: str | os.PathLike[str], *, storage_options: StorageOptions = None) -> LedgerWriter:
         """Go on with the ledger at `path`: take the lock and remove what was never committed.
 
         Raises:
@@ -84,7 +89,7 @@ class LedgerWriter:
             LedgerBusyError: another process is writing it.
             StorageError: the disk failed.
         """
-        storage = storage_at(path)
+        storage = storage_at(path, storage_options)
         appendable_header(storage)
         lock = storage.lock()
         try:
@@ -99,7 +104,7 @@ class LedgerWriter:
 
     @property
     def path(self) -> str:
-        """Where the ledger lies: an absolute path."""
+        """Where the ledger lies: an absolute path or a URL."""
         return self._storage.location
 
     @property

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gradtrace.errors import EmptyLedgerError, LedgerNotFoundError, MismatchError
 from gradtrace.ledger.creation import holds_nothing
 from gradtrace.ledger.format import Layout
+from gradtrace.ledger.location import StorageOptions
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.settings import Mode
@@ -20,14 +21,20 @@ __all__ = ["known_support", "open_writer"]
 _log = logging.getLogger(__name__)
 
 
-def open_writer(path: str, mode: Mode, resume_at: int | None, settings: Mapping[str, object]) -> LedgerWriter:
+def open_writer(
+    path: str,
+    mode: Mode,
+    resume_at: int | None,
+    settings: Mapping[str, object],
+    storage_options: StorageOptions = None,
+) -> LedgerWriter:
     """Create the ledger, or go on in the one that is there, from `resume_at` if that is given.
 
     Raises:
         LedgerNotFoundError: there is no ledger to resume in at a later step than the first.
         InvalidValueError: no entry ends at `resume_at`; the nearest step where one does is named.
     """
-    if mode != "append" or holds_nothing(path):
+    if mode != "append" or holds_nothing(path, storage_options):
         if resume_at:
             raise LedgerNotFoundError(
                 f"resuming at step {resume_at}",
@@ -35,8 +42,10 @@ def open_writer(path: str, mode: Mode, resume_at: int | None, settings: Mapping[
                 got="nothing there",
                 remedy="put the ledger back, or leave resume_at out to begin a new one",
             )
-        return LedgerWriter.create(path, settings=settings, overwrite=mode == "overwrite")
-    writer = LedgerWriter.reopen(path)
+        return LedgerWriter.create(
+            path, settings=settings, overwrite=mode == "overwrite", storage_options=storage_options
+        )
+    writer = LedgerWriter.reopen(path, storage_options=storage_options)
     try:
         if resume_at is not None:
             end = writer.end
@@ -50,7 +59,7 @@ def open_writer(path: str, mode: Mode, resume_at: int | None, settings: Mapping[
     return writer
 
 
-def known_support(path: str, layout: Layout) -> npt.NDArray[np.bool_]:
+def known_support(path: str, layout: Layout, storage_options: StorageOptions = None) -> npt.NDArray[np.bool_]:
     """Which dependencies already had an event, by what the ledger holds.
 
     Raises:
@@ -58,7 +67,7 @@ def known_support(path: str, layout: Layout) -> npt.NDArray[np.bool_]:
     """
     supported = np.zeros(layout.size(0), np.bool_)
     try:
-        ledger = Ledger.open(path)
+        ledger = Ledger.open(path, storage_options=storage_options)
     except EmptyLedgerError:
         return supported
     for piece in layout.ranks[0]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradtrace.errors import InvalidValueError, LedgerNotFoundError, MismatchError
+from gradtrace.ledger.location import StorageOptions
 from gradtrace.ledger.reader import Ledger
 from gradtrace.recorder.settings import Mode
 
@@ -33,7 +34,9 @@ class Checkpoint:
             )
 
 
-def continuation(path: str, mode: Mode, checkpoints: Sequence[Checkpoint]) -> tuple[Mode, int | None]:
+def continuation(
+    path: str, mode: Mode, checkpoints: Sequence[Checkpoint], storage_options: StorageOptions = None
+) -> tuple[Mode, int | None]:
     """The `mode` and `resume_at` of a Recorder that goes on after the last checkpoint of the ledger's run.
 
     Without checkpoints that is `mode`, and nothing to void.
@@ -46,7 +49,7 @@ def continuation(path: str, mode: Mode, checkpoints: Sequence[Checkpoint]) -> tu
         return mode, None
     latest = checkpoints[-1]
     try:
-        run_id = Ledger.open(path).run_id
+        run_id = Ledger.open(path, storage_options=storage_options).run_id
     except LedgerNotFoundError:
         if mode == "overwrite":
             return mode, None

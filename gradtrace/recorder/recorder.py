@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from gradtrace.errors import InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
 from gradtrace.ledger.creation import check_destination
+from gradtrace.ledger.location import StorageOptions
 from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.beginning import known_support, open_writer
 from gradtrace.recorder.parameters import Selection
@@ -44,7 +45,8 @@ class Recorder:
 
     Args:
         model: the module whose parameters are recorded; compiled, DDP and Fabric ones keep their names.
-        path: where the ledger will be; must not exist unless `mode` says so.
+        path: where the ledger will be; must not exist unless `mode` says so. Also s3://bucket/name, gs://
+            and az:// (extra `cloud`).
         include: glob patterns over parameter names; a tied parameter has several names.
         exclude: glob patterns; what they match is not recorded.
         window_steps: steps in a window, the unit of batch means; 1 to 32767.
@@ -52,6 +54,8 @@ class Recorder:
         threshold: an event is |g| > threshold.
         mode: "append" goes on in an existing ledger, "overwrite" replaces one.
         resume_at: with mode="append", first void every step from this one on.
+        storage_options: how to reach an object store, such as `region` or `endpoint`; what is not given comes
+            from the environment. Never written or shown.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
@@ -72,11 +76,12 @@ class Recorder:
         threshold: float = 0.0,
         mode: Mode = None,
         resume_at: int | None = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
-        check_destination(path, mode)
+        check_destination(path, mode, storage_options)
         self.path = os.fspath(path)
         selection = Selection.of(include, exclude)
         self._settings = {
@@ -87,7 +92,7 @@ class Recorder:
             "exclude": list(selection.exclude),
         }
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
-        self._mode, self._resume_at = mode, resume_at
+        self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
         self._roster = Roster(model, selection)
         self._optimizers: dict[int, tuple[int, Optimizer]] = {}
         self._writer: LedgerWriter | None = None
@@ -203,14 +208,16 @@ class Recorder:
     def _begin_layout(self) -> None:
         layout, opening = self._roster.begin_layout()
         if self._stream is None:
-            self._writer = open_writer(self.path, self._mode, self._resume_at, self._settings)
+            self._writer = open_writer(
+                self.path, self._mode, self._resume_at, self._settings, self._storage_options
+            )
             self.step = self._writer.end
             self._stream = Stream(self._writer)
         else:
             self._close_window()
             self._stream.submit(Cut())
         self._stream.drain()
-        supported = known_support(self.path, layout)
+        supported = known_support(self.path, layout, self._storage_options)
         self._stream.submit(BeginLayout(self.step, layout, opening, supported))
         self._window = DeviceWindow(
             layout.size(0), self._window_steps, len(layout.parameters), self._roster.device
