@@ -49,6 +49,9 @@ class ChunkMemory:
             self._chunks[key] = held
             np.copyto(out, held[: size * out.itemsize].view(out.dtype)[part])
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._chunks
+
     def _room(self, bytes_needed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if len(self._chunks) >= self._kept:
             # In order of last use: a chunk that is used again is put behind the others.

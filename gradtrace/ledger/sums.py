@@ -93,12 +93,14 @@ class Sums:
                 if part.size == stop - begin:
                     reading.append(pool.submit(add_chunk, arrays(), chunk, part))
                 else:
+                    # Whoever walks over the parameters will want the next chunk when this one is done.
+                    walks = (number, rank, accumulator, chunk - 1) in self._kept
                     self._kept.copy(
                         (number, rank, accumulator, chunk),
                         slice(first - begin, last - begin),
                         part,
                         size=stop - begin,
-                        fill=partial(_fill, arrays, chunk),
+                        fill=partial(_fill, arrays, chunk, expect_next=walks),
                     )
             for done in reading:
                 done.result()
@@ -136,5 +138,14 @@ class Sums:
             ) from error
 
 
-def _fill(arrays: Callable[[], Sequence[StoredArray]], chunk: int, whole: np.ndarray[Any, Any]) -> None:
+def _fill(
+    arrays: Callable[[], Sequence[StoredArray]],
+    chunk: int,
+    whole: np.ndarray[Any, Any],
+    *,
+    expect_next: bool,
+) -> None:
+    if expect_next:
+        for array in arrays():
+            array.expect(chunk + 1)
     add_chunk(arrays(), chunk, whole)
