@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -47,6 +47,7 @@ class Contribution(Protocol):
         """Add Sum_s C_s^2 to one array and Sum_s [C_s != 0] to the other."""
 
 
+@runtime_checkable
 class InputMoments(Protocol):
     """Moments over positions of what a layer multiplies its weights by; J numbers a position, flat."""
 
@@ -58,6 +59,10 @@ class InputMoments(Protocol):
     def positions(self) -> int:
         """Number of positions, N."""
 
+    @property
+    def gram_groups(self) -> int:
+        """G, the groups of inputs that share no output; 0 where no Gram matrix is offered."""
+
     def add_input_sum(self, out: torch.Tensor) -> None:
         """Add Sum_n x_n to `out` (J,)."""
 
@@ -65,7 +70,7 @@ class InputMoments(Protocol):
         """Add Sum_n x_n^2 to `out` (J,)."""
 
     def add_input_gram(self, out: torch.Tensor) -> None:
-        """Add Sum_n x_n x_n^T to `out` (G, J / G, J / G), for G groups that share no output."""
+        """Add Sum_n x_n x_n^T to `out` (G, J / G, J / G)."""
 
 
 def add_sample_moments(

@@ -63,6 +63,11 @@ class Convolution:
         """I times the pixels of a patch: those of group 0 first, each group in the order of the weight."""
         return self.groups * self._patch
 
+    @property
+    def gram_groups(self) -> int:
+        """G; none is offered in three dimensions."""
+        return self.groups if len(self.stride) < 3 else 0
+
     def add_total(self, out: torch.Tensor) -> None:
         """Add Sum_n d_n[i] x_n[j]."""
         out.add_(self._convolve(working(self.d), working(self.x), self.weight))
@@ -100,7 +105,7 @@ class Convolution:
         Raises:
             UnsupportedError: the convolution has three dimensions.
         """
-        if len(self.stride) > 2:
+        if not self.gram_groups:
             raise UnsupportedError(
                 "Gram matrix of a Conv3d", expected="a convolution of one or two dimensions"
             )

@@ -41,6 +41,11 @@ class Lookup:
         """V: an embedding multiplies by the one-hot code of its row."""
         return self.number
 
+    @property
+    def gram_groups(self) -> int:
+        """None is offered: the Gram matrix of one-hot inputs is diagonal, and `add_input_sumsq` has that."""
+        return 0
+
     def add_total(self, out: torch.Tensor) -> None:
         """Add, to each row, the sum of d_n over its positions."""
         self._scatter(working(self.d), out)
@@ -76,7 +81,7 @@ class Lookup:
         self.add_input_sum(out)
 
     def add_input_gram(self, out: torch.Tensor) -> None:
-        """Refuse: the Gram matrix of one-hot inputs is diagonal, and `add_input_sumsq` has its diagonal."""
+        """Raise an UnsupportedError: see `gram_groups`."""
         raise UnsupportedError(
             "Gram matrix of an embedding", expected="a layer with dense inputs", remedy="use its input_sumsq"
         )

@@ -43,6 +43,11 @@ class Product:
         """I."""
         return self.x.shape[2]
 
+    @property
+    def gram_groups(self) -> int:
+        """One: every output sees all inputs."""
+        return 1
+
     def add_total(self, out: torch.Tensor) -> None:
         """Add d^T x."""
         self._multiply(working(self.d), working(self.x), out)
