@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from criteria_compared import AGREE_AT, DENSITIES, Compared, compared, together
+from criteria_compared import AGREE_AT, CRITERIA, DENSITIES, Compared, compared, together
 from mnist import run_folders
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from side_by_side import BATCHES, side_by_side, side_by_side_table
@@ -42,7 +42,7 @@ def every_run(folders: list[Path]) -> list[Compared]:
     console = terminal()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        steps = len(folders) * len(gt.criteria()) * (1 + 2 * len(DENSITIES))
+        steps = len(folders) * len(CRITERIA) * (1 + 2 * len(DENSITIES))
         task = progress.add_task("comparing", total=steps)
         return [compared(run, lambda: progress.advance(task)) for run in folders]
 

@@ -16,8 +16,9 @@ from gradtrace.evidence.curves import Curves, quality_at_density
 from gradtrace.evidence.never_supported import NeverSupported, never_supported, smallest
 from gradtrace.evidence.ties import tied_share
 
-__all__ = ["AGREE_AT", "DENSITIES", "Compared", "compared", "together"]
+__all__ = ["AGREE_AT", "CRITERIA", "DENSITIES", "Compared", "compared", "together"]
 
+CRITERIA = ("fisher-step", "support", "displacement", "init", "magnitude", "random")
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 AGREE_AT = 0.3
 FDR = 0.05
@@ -45,8 +46,8 @@ def compared(run: Path, step: Callable[[], None]) -> Compared:
         return validate(gt.apply_mask_(deepcopy(net), mask))
 
     scores = {}
-    for criterion in gt.criteria():
-        scores[criterion.name] = gt.score(ledger, net, by=criterion.name)
+    for name in CRITERIA:
+        scores[name] = gt.score(ledger, net, by=name)
         step()
     masks = {name: gt.select(score, density=AGREE_AT) for name, score in scores.items()}
     return Compared(

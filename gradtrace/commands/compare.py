@@ -26,7 +26,8 @@ def compare(
     ledger: LedgerPath,
     weights: WeightsPath,
     by: Annotated[
-        list[str] | None, typer.Option("--by", help="A criterion; repeat for several. Left out: all.")
+        list[str] | None,
+        typer.Option("--by", help="A criterion; repeat for several. Left out: all that LEDGER can answer."),
     ] = None,
     density: Annotated[list[float] | None, typer.Option(help="A density; repeat for several.")] = None,
     scope: Scope = "layer",
@@ -45,10 +46,10 @@ def compare(
     from gradtrace.evidence.curves import Curves, quality_at_density
     from gradtrace.report.tables import agreement_table, quality_table, verdict_lines
 
-    names = tuple(dict.fromkeys(by)) if by else tuple(c.name for c in gt.criteria())
     densities = tuple(density) if density else DENSITIES
-    _check(names, densities, model, validate)
+    _check(tuple(by or ()), densities, model, validate)
     opened = gt.Ledger.open(ledger)
+    names = tuple(dict.fromkeys(by)) if by else tuple(c.name for c in gt.criteria(opened))
     arrays, built = given_weights(weights, model)
     target = arrays if built is None else built
     measured = len(names) * len(densities) if built is not None else 0

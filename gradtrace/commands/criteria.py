@@ -17,5 +17,19 @@ def criteria(as_json: AsJson = False) -> None:
     from gradtrace.report.tables import criteria_table
 
     known = gt.criteria()
-    rows = [{"name": c.name, "kind": c.kind, "description": c.description} for c in known]
+    rows = [
+        {
+            "name": c.name,
+            "kind": c.kind,
+            "description": c.description,
+            "needs": list(c.needs),
+            "needs_one_of": list(c.needs_one_of),
+            "instead": c.instead or None,
+            "pvalues": c.has_pvalues,
+            "evalues": c.has_evalues,
+            "options": sorted(c.options),
+            "source": c.source,
+        }
+        for c in known
+    ]
     show(as_json, {"criteria": rows}, criteria_table(known))

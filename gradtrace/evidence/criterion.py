@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.definition import Criterion
 from gradtrace.evidence.displacement import DISPLACEMENT
+from gradtrace.evidence.drift import DRIFT
+from gradtrace.evidence.fisher import FISHER
 from gradtrace.evidence.fisher_step import FISHER_STEP
 from gradtrace.evidence.init import INIT
 from gradtrace.evidence.magnitude import MAGNITUDE
+from gradtrace.evidence.marchenko_pastur import MARCHENKO_PASTUR
+from gradtrace.evidence.movement import MOVEMENT
 from gradtrace.evidence.named_arrays import unknown_name
 from gradtrace.evidence.random import RANDOM
+from gradtrace.evidence.shuffled import SHUFFLED
+from gradtrace.evidence.sign import SIGN
 from gradtrace.evidence.support import SUPPORT
+from gradtrace.evidence.wanda import WANDA
+
+if TYPE_CHECKING:
+    from gradtrace.ledger.reader import Ledger
 
 __all__ = ["DEFAULT", "Criterion", "criteria", "criterion"]
 
 DEFAULT = FISHER_STEP.name
 
-_REGISTRY = MappingProxyType(
-    {one.name: one for one in (FISHER_STEP, SUPPORT, DISPLACEMENT, INIT, MAGNITUDE, RANDOM)}
-)
+_LEDGER = (FISHER_STEP, FISHER, SUPPORT, DRIFT, SIGN, DISPLACEMENT, MOVEMENT)
+_STATISTIC = (INIT, MAGNITUDE, WANDA, MARCHENKO_PASTUR)
+_CONTROL = (RANDOM, SHUFFLED)
+_REGISTRY = MappingProxyType({one.name: one for one in (*_LEDGER, *_STATISTIC, *_CONTROL)})
 
 
-def criteria() -> tuple[Criterion, ...]:
-    """Every criterion: ledger-based ones first, the default leading, then statistics, then controls."""
-    return tuple(_REGISTRY.values())
+def criteria(ledger: Ledger | None = None) -> tuple[Criterion, ...]:
+    """Every criterion: ledger-based ones first, the default leading, then statistics, then controls.
+
+    With a ledger, only those that it and final weights are enough for: it may not have recorded what the
+    others need.
+    """
+    known = tuple(_REGISTRY.values())
+    return known if ledger is None else tuple(one for one in known if not one.missing(ledger.accumulators))
 
 
 def criterion(name: str) -> Criterion:

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.errors import CorruptLedgerError, UnsupportedError
+from gradtrace.errors import CorruptLedgerError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from gradtrace.ledger.reader import Update
+    from gradtrace.ledger.reader import ParameterRecord, Update
 
-__all__ = ["Rule", "decay_curve", "decayed", "replay", "rules_of"]
+__all__ = ["Rule", "decay_curve", "decayed", "recorded_history", "replay", "rules_of"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -55,6 +55,19 @@ class Rule(NamedTuple):
     beta2: float = 0.999
     eps: float = 1e-8
     amsgrad: bool = False
+
+
+def recorded_history(record: ParameterRecord) -> tuple[Update, ...]:
+    """The updates of a parameter. Raises StateError where steps were recorded and no update was."""
+    history = tuple(record.history)
+    if not history and record.windows:
+        raise StateError(
+            f"the decay of parameter {record.name!r} over {record.windows} windows",
+            expected="what the optimizer did, in the ledger",
+            got="nothing recorded of it",
+            remedy="pass decay=False, which takes it for none",
+        )
+    return history
 
 
 def rules_of(history: Iterable[Update], name: str = "") -> tuple[Rule, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.evidence.named_arrays import unknown_name
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ Array: TypeAlias = NDArray[np.float64]
 class Finding(NamedTuple):
     """What a criterion says of one parameter: float64 arrays of the parameter's shape.
 
-    `score`: larger = better supported. `pvalue`: in [0, 1], None where the criterion is no test.
+    `score`: larger = better supported. `pvalue`: in [0, 1], None where the criterion is no test. `evalue`: at
+    least 0 and of mean at most 1 under the null, None where the criterion gives none.
     """
 
     score: Array
     pvalue: Array | None = None
+    evalue: Array | None = None
 
 
 Judge: TypeAlias = Callable[[str], Finding]
@@ -39,18 +42,39 @@ class Study:
 
     `weights` are float32 or float64 arrays of at least two dimensions, all finite. `records` has the same
     names, or is None without a ledger. `classes` maps a name to its module's class names, most specific
-    first; `rounding` to the relative precision of the stored weight (2^-7 for bfloat16).
+    first; `rounding` to the relative precision of the stored weight (2^-7 for bfloat16). `accumulators` are
+    the names of what the ledger recorded.
     """
 
     weights: Mapping[str, NDArray[np.floating[Any]]]
     records: Mapping[str, ParameterRecord] | None
     classes: Mapping[str, tuple[str, ...]]
     rounding: Mapping[str, float]
+    accumulators: frozenset[str] = frozenset()
 
     def record(self, name: str) -> ParameterRecord:
         """The ledger's record of a parameter; only criteria of kind "ledger" may ask."""
         assert self.records is not None
         return self.records[name]
+
+    def total(self, name: str, accumulator: str) -> Array:
+        """A recorded sum of a parameter, float64; only criteria whose `needs` name it may ask."""
+        return np.asarray(getattr(self.record(name), accumulator), np.float64)
+
+    def weight(self, name: str) -> Array:
+        """The final weight in float64."""
+        return np.asarray(self.weights[name], np.float64)
+
+    def axes(self, name: str) -> tuple[int, int]:
+        """Which dimension of a parameter counts its outputs and which its inputs: (0, 1) but for (in, out).
+
+        An Embedding's inputs are its rows: a token picks one, and the columns are what comes out.
+        """
+        info = None if self.records is None else self.records[name].info
+        if getattr(info, "orientation", "") == "in,out":
+            return 1, 0
+        flipped = {"Conv1D", "Embedding", "EmbeddingBag"}.intersection(self.classes.get(name, ()))
+        return (1, 0) if flipped else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,9 @@ class Criterion:
     """A way to score dependencies: its name, what it needs, and one line that says what it measures.
 
     `kind` is "ledger" (needs a ledger), "statistic" (final weights are enough) or "control". `needs` lists
-    the ledger's accumulators it reads. `judging(study, **options)` checks the options and returns the judge.
+    the ledger's accumulators it reads, of which `needs_one_of` lists those where any one will do; a value for
+    the option `instead` takes their place. `source` is where the formula comes from. `judging(study,
+    **options)` checks the options and returns the judge.
     """
 
     name: str
@@ -66,7 +92,11 @@ class Criterion:
     description: str
     judging: Callable[..., Judge]
     needs: tuple[str, ...] = ()
+    needs_one_of: tuple[str, ...] = ()
+    instead: str = ""
+    source: str = ""
     has_pvalues: bool = False
+    has_evalues: bool = False
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -74,9 +104,37 @@ class Criterion:
         parameters = list(inspect.signature(self.judging).parameters.values())
         return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
+    def missing(self, accumulators: Container[str]) -> tuple[str, ...]:
+        """What it needs and cannot find among these accumulators."""
+        lacking = tuple(need for need in self.needs if need not in accumulators)
+        if self.needs_one_of and not any(need in accumulators for need in self.needs_one_of):
+            lacking += (" or ".join(self.needs_one_of),)
+        return lacking
+
     def judge(self, study: Study, options: Mapping[str, Any]) -> Judge:
-        """The judge for a study. Raises UnknownNameError for an option that the criterion does not have."""
+        """The judge for a study.
+
+        Raises UnknownNameError for an option that the criterion does not have and for an accumulator that it
+        needs and the ledger lacks, InvalidValueError where it needs a ledger and there is none.
+        """
         for option in options:
             if option not in self.options:
                 raise unknown_name(f"option of criterion {self.name!r}:", option, self.options)
+        if self.instead and options.get(self.instead) is not None:
+            return self.judging(study, **options)
+        if self.kind == "ledger" and study.records is None:
+            raise InvalidValueError(
+                "ledger",
+                expected=f"a ledger for criterion {self.name!r}",
+                got="None",
+                remedy="open one with gradtrace.Ledger.open(path), or use e.g. by='magnitude'",
+            )
+        for need in self.missing(study.accumulators):
+            instead = f", or pass {self.instead}=" if self.instead else ""
+            raise UnknownNameError(
+                f"criterion {self.name!r} needs the accumulator {' or '.join(map(repr, need.split(' or ')))}",
+                expected="it in the ledger",
+                got=", ".join(sorted(study.accumulators)) or "no ledger",
+                remedy=f"use a criterion that does without it{instead}, or record it in the next run",
+            )
         return self.judging(study, **options)

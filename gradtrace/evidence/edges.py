@@ -54,6 +54,12 @@ class Block:
             statistic = -2 * self.pool(np.log(up), np.log(down))
         return np.asarray(chi2.sf(statistic, 4 * self.channels))
 
+    def gather(self, up: Array, down: Array) -> Array:
+        """Each edge's parameters side by side: (k*d, d) and (d, k*d) -> (d, d, 2k)."""
+        k, d = self.channels, self.neurons
+        parts = np.moveaxis(up.reshape(k, d, d), 0, 2), np.moveaxis(down.reshape(d, k, d), 1, 2)
+        return np.concatenate(parts, axis=2)
+
     def spread(self, edges: Array, name: str) -> Array:
         """Give every parameter of weight `name` its edge's number: (d, d) -> (k*d, d) or (d, k*d)."""
         return np.tile(edges, (self.channels, 1) if name == self.up else (1, self.channels))

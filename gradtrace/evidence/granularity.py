@@ -7,8 +7,9 @@ no multiple of the block, the last block is smaller.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["GRANULARITIES", "Blocks"]
 
 Array: TypeAlias = NDArray[np.float64]
+Item = TypeVar("Item", bound=np.generic)
 
 # Name -> (outputs, inputs) of one unit. 64 outputs that share one input set run as a dense product.
 GRANULARITIES = {"element": (1, 1), "tile": (16, 16), "rows": (64, 1)}
@@ -41,17 +43,30 @@ class Blocks:
         """Elements of each unit, flat."""
         return np.outer(self.rows, self.columns).ravel()
 
+    def matrix(self, values: NDArray[Any]) -> Array:
+        """The parameter as (outputs, everything else), float64."""
+        return np.asarray(values, np.float64).reshape(int(self.rows.sum()), int(self.columns.sum()))
+
+    def groups(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Units of one size at a time: their numbers as a grid, and the rows and columns they cover."""
+        numbers = np.arange(self.sizes.size).reshape(len(self.rows), len(self.columns))
+        for tall in np.unique(self.rows):
+            for wide in np.unique(self.columns):
+                own, across = self.rows == tall, self.columns == wide
+                rows = np.flatnonzero(np.repeat(own, self.rows))
+                columns = np.flatnonzero(np.repeat(across, self.columns))
+                yield numbers[np.ix_(own, across)], rows, columns
+
     def means(self, scores: NDArray[Any]) -> Array:
         """Summed score over size of each unit, flat: so that ragged units compete fairly."""
         if self.sizes.size == scores.size:
             return np.asarray(scores, np.float64).ravel()
-        matrix = np.asarray(scores, np.float64).reshape(int(self.rows.sum()), int(self.columns.sum()))
-        summed = np.add.reduceat(matrix, _starts(self.rows), axis=0)
+        summed = np.add.reduceat(self.matrix(scores), _starts(self.rows), axis=0)
         return np.add.reduceat(summed, _starts(self.columns), axis=1).ravel() / self.sizes
 
-    def spread(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def spread(self, units: NDArray[Item]) -> NDArray[Item]:
         """Flat units -> array of the parameter's shape."""
-        grid = kept.reshape(len(self.rows), len(self.columns))
+        grid = units.reshape(len(self.rows), len(self.columns))
         return np.repeat(np.repeat(grid, self.rows, axis=0), self.columns, axis=1).reshape(self.shape)
 
 

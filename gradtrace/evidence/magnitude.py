@@ -11,7 +11,7 @@ __all__ = ["MAGNITUDE", "judge_magnitude"]
 
 def judge_magnitude(study: Study) -> Judge:
     """Score = |w|."""
-    return lambda name: Finding(np.abs(np.asarray(study.weights[name], np.float64)))
+    return lambda name: Finding(np.abs(study.weight(name)))
 
 
 MAGNITUDE = Criterion(
@@ -19,4 +19,5 @@ MAGNITUDE = Criterion(
     kind="statistic",
     description="absolute value of the final weight",
     judging=judge_magnitude,
+    source="Han et al. 2015 (arXiv 1506.02626)",
 )

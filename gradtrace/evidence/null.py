@@ -63,7 +63,7 @@ class Null:
     @cached_property
     def spread(self) -> float:
         """The null's standard deviation, never quite zero: decay can shrink the null to a point."""
-        whole = float(self.initializer.std())
+        whole = max(float(self.initializer.std()), 1e-100)
         if self.curve is None:
             return whole
         sample = self.initializer.ppf((np.arange(4096) + 0.5) / 4096)
@@ -72,6 +72,10 @@ class Null:
     def distance(self, weight: NDArray[np.floating[Any]]) -> Array:
         """|w - centre| in standard deviations of the null."""
         return np.abs(np.asarray(weight, np.float64) - self.centre) / self.spread
+
+    def position(self, weight: NDArray[np.floating[Any]]) -> Array:
+        """F(w): the null's distribution function at the weights."""
+        return np.asarray(self.initializer.cdf(self._unbend(np.asarray(weight, np.float64))))
 
     def pvalue(self, weight: NDArray[np.floating[Any]], rounding: float = 0.0) -> Array:
         """P(|W - centre| >= |w - centre|); `rounding` is the relative precision of the weight."""

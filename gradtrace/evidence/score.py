@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace import __version__
-from gradtrace.errors import InvalidValueError, UnknownNameError
+from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.criterion import DEFAULT, criterion
-from gradtrace.evidence.definition import Criterion
 from gradtrace.evidence.matching import study_of
 from gradtrace.evidence.named_arrays import NamedArrays
 from gradtrace.evidence.weights import read_weights
@@ -25,8 +24,9 @@ __all__ = ["DEFAULT", "Scores", "score"]
 class Scores(NamedArrays[np.float64]):
     """Parameter name -> float64 scores of the parameter's shape, with where they come from. Read-only.
 
-    `pvalues` has the same names and shapes, or is None for a criterion that is no test. `provenance` is JSON:
-    criterion, kind, options, run_id and steps of the ledger (None without one), library_version.
+    `pvalues` has the same names and shapes, or is None for a criterion that is no test; so has `evalues`, for
+    a criterion that gives e-values. `provenance` is JSON: criterion, kind, options, run_id and steps of the
+    ledger (None without one), library_version.
     """
 
     def __init__(
@@ -34,9 +34,11 @@ class Scores(NamedArrays[np.float64]):
         scores: Mapping[str, NDArray[np.float64]],
         pvalues: Mapping[str, NDArray[np.float64]] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        evalues: Mapping[str, NDArray[np.float64]] | None = None,
     ) -> None:
         super().__init__(scores)
         self.pvalues = None if pvalues is None else NamedArrays(pvalues)
+        self.evalues = None if evalues is None else NamedArrays(evalues)
         self.provenance: dict[str, Any] = dict(provenance or {})
 
 
@@ -48,16 +50,16 @@ def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: 
     or a mapping from name to tensor or array; all scores are computed now, so later changes to the model do
     not reach them.
 
-    Raises UnknownNameError for a criterion or option that does not exist, InvalidValueError for a missing
-    ledger, for weights that are not finite and for options out of range, MismatchError for a ledger of
-    another model, and UnsupportedError for tensors without readable values or a weight decay that cannot be
-    replayed.
+    Raises UnknownNameError for a criterion or option that does not exist and for an accumulator that was not
+    recorded, InvalidValueError for a missing ledger, for weights that are not finite and for options out of
+    range, MismatchError for a ledger of another model, StateError for a ledger that does not tell the decay,
+    and UnsupportedError for tensors without readable values or a weight decay that cannot be replayed.
     """
     chosen = criterion(by)
-    _check_ledger(ledger, chosen)
+    _check_ledger(ledger)
     study = study_of(ledger, read_weights(weights))
     judge = chosen.judge(study, options)
-    scores, pvalues = {}, {}
+    scores, pvalues, evalues = {}, {}, {}
     for name in study.weights:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
             finding = judge(name)
@@ -71,6 +73,8 @@ def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: 
         scores[name] = finding.score
         if finding.pvalue is not None:
             pvalues[name] = finding.pvalue
+        if finding.evalue is not None:
+            evalues[name] = finding.evalue
     provenance = {
         "criterion": chosen.name,
         "kind": chosen.kind,
@@ -79,34 +83,22 @@ def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: 
         "steps": None if ledger is None else ledger.steps,
         "library_version": __version__,
     }
-    return Scores(scores, pvalues if chosen.has_pvalues else None, provenance)
+    return Scores(
+        scores,
+        pvalues if chosen.has_pvalues else None,
+        provenance,
+        evalues if chosen.has_evalues else None,
+    )
 
 
-def _check_ledger(ledger: Ledger | None, chosen: Criterion) -> None:
-    if ledger is None:
-        if chosen.kind == "ledger":
-            raise InvalidValueError(
-                "ledger",
-                expected=f"a ledger for criterion {chosen.name!r}",
-                got="None",
-                remedy="open one with gradtrace.Ledger.open(path), or use e.g. by='magnitude'",
-            )
-        return
-    if not isinstance(ledger, Mapping) or not hasattr(ledger, "run_id"):
+def _check_ledger(ledger: Ledger | None) -> None:
+    if ledger is not None and (not isinstance(ledger, Mapping) or not hasattr(ledger, "run_id")):
         raise InvalidValueError(
             "ledger",
             expected="a Ledger or None",
             got=type(ledger).__name__,
             remedy="open one with gradtrace.Ledger.open(path)",
         )
-    for need in chosen.needs:
-        if need not in ledger.accumulators:
-            raise UnknownNameError(
-                f"criterion {chosen.name!r} needs the accumulator {need!r}",
-                expected="it in the ledger",
-                got=", ".join(ledger.accumulators),
-                remedy="use a criterion that does without it, or record it in the next run",
-            )
 
 
 def _described(value: Any) -> Any:
@@ -119,6 +111,8 @@ def _described(value: Any) -> Any:
         return {str(key): _described(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_described(one) for one in value]
+    if hasattr(value, "shape"):
+        return f"array of shape {tuple(value.shape)}"
     family = getattr(value, "dist", None)
     if family is not None:
         given = [*value.args, *(f"{key}={one}" for key, one in value.kwds.items())]

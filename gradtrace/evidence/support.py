@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gradtrace.evidence.definition import Criterion, Finding, Judge, Study
 
 __all__ = ["SUPPORT", "judge_support"]
@@ -11,7 +9,7 @@ __all__ = ["SUPPORT", "judge_support"]
 
 def judge_support(study: Study) -> Judge:
     """Score = events, the number of steps with |g| > threshold."""
-    return lambda name: Finding(np.asarray(study.record(name).events, np.float64))
+    return lambda name: Finding(study.total(name, "events"))
 
 
 SUPPORT = Criterion(

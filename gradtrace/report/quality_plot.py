@@ -38,7 +38,7 @@ def draw_quality(axes: Axes, curves: Curves, *, ylabel: str = "quality") -> None
             middle,
             color=colour,
             linestyle="--" if control else "-",
-            marker=MARKERS[k % len(MARKERS)],
+            marker=MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],  # no colour with the same marker twice
             markersize=5,
             label=" = ".join(verbatim(equal) for equal in equals),
         )

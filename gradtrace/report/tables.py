@@ -25,9 +25,19 @@ __all__ = [
 
 
 def criteria_table(criteria: Iterable[Criterion]) -> Table:
-    """Every criterion with its kind and its one line."""
-    rows = tuple((c.name, c.kind, c.description) for c in criteria)
-    return Table("Criteria", ("name", "kind", "what it asks"), rows, prose=("kind", "what it asks"))
+    """Every criterion with its kind, what it needs and its one line."""
+    rows = tuple((c.name, c.kind, _needs(c), c.description) for c in criteria)
+    columns = ("name", "kind", "needs", "what it asks")
+    note = "Options, tests and sources: docs/criteria.md, or gradtrace criteria --json."
+    return Table("Criteria", columns, rows, note, prose=("kind", "needs", "what it asks"))
+
+
+def _needs(criterion: Criterion) -> str:
+    either = (" or ".join(criterion.needs_one_of),) if criterion.needs_one_of else ()
+    asked = ", ".join((*criterion.needs, *either))
+    if criterion.instead:
+        return f"{criterion.instead}=, or {asked}"
+    return asked or ("opening balance" if criterion.kind == "ledger" else "-")
 
 
 def ledger_table(ledger: Ledger) -> Table:

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import gradtrace
-from gradtrace.errors import InvalidValueError, UnknownNameError
+from gradtrace.errors import InvalidValueError, StateError, UnknownNameError
 from gradtrace.evidence.criterion import criteria, criterion
 from gradtrace.evidence.score import Scores, score
 
@@ -29,15 +29,37 @@ def weights() -> dict[str, Any]:
 def test_the_registry_lists_every_criterion_once_with_its_kind() -> None:
     assert {one.name: one.kind for one in criteria()} == {
         "fisher-step": "ledger",
+        "fisher": "ledger",
         "support": "ledger",
+        "drift": "ledger",
+        "sign": "ledger",
         "displacement": "ledger",
+        "movement": "ledger",
         "init": "statistic",
         "magnitude": "statistic",
+        "wanda": "statistic",
+        "marchenko-pastur": "statistic",
         "random": "control",
+        "shuffled": "control",
     }
     assert all(one.description and "\n" not in one.description for one in criteria())
-    assert [one.name for one in criteria() if one.has_pvalues] == ["init"]
+    assert [one.name for one in criteria() if one.has_pvalues] == ["drift", "sign", "init"]
+    assert [one.name for one in criteria() if one.has_evalues] == ["sign"]
     assert gradtrace.criteria() == criteria()
+
+
+def test_of_a_ledger_only_those_criteria_are_listed_that_it_can_answer(
+    make_ledger: Callable[..., Any], weights: dict[str, Any]
+) -> None:
+    ledger = make_ledger(SHAPES)
+    listed = [one.name for one in criteria(ledger)]
+    assert listed == [one.name for one in criteria() if one.name not in ("fisher", "movement", "wanda")]
+    for name in listed:
+        scores = score(ledger, weights, by=name)
+        assert list(scores) == ["net.0.weight", "net.2.weight"]
+        assert (scores.pvalues is not None) == criterion(name).has_pvalues
+        assert (scores.evalues is not None) == criterion(name).has_evalues
+    assert "drift" not in [one.name for one in criteria(make_ledger(SHAPES, accumulators=("events",)))]
 
 
 def test_support_is_the_number_of_events(make_ledger: Callable[..., Any], weights: dict[str, Any]) -> None:
@@ -116,7 +138,13 @@ def test_provenance_is_json_and_says_where_scores_come_from(
     assert json.loads(json.dumps(provenance)) == {
         "criterion": "init",
         "kind": "statistic",
-        "options": {"initializer": "uniform(-1, scale=2)", "decay": True, "edges": []},
+        "options": {
+            "initializer": "uniform(-1, scale=2)",
+            "decay": True,
+            "edges": [],
+            "per": "dependency",
+            "test": "distance",
+        },
         "run_id": "run-1",
         "steps": 7,
         "library_version": gradtrace.__version__,
@@ -145,9 +173,9 @@ def test_an_unknown_parameter_of_scores_names_the_nearest(weights: dict[str, Any
 
 
 def test_an_unknown_criterion_names_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown criterion 'fisher'.*Did you mean 'fisher-step'"):
-        score(None, {"w": np.ones((2, 2))}, by="fisher")
-    with pytest.raises(UnknownNameError, match=r"expected one of 'fisher-step', .*'random'$"):
+    with pytest.raises(UnknownNameError, match=r"unknown criterion 'fisher-stp'.*Did you mean 'fisher-step'"):
+        score(None, {"w": np.ones((2, 2))}, by="fisher-stp")
+    with pytest.raises(UnknownNameError, match=r"expected one of 'fisher-step', .*, \.\.\.$"):
         criterion("zzz")
     with pytest.raises(InvalidValueError, match="by: expected the name of a criterion, got 3"):
         score(None, {"w": np.ones((2, 2))}, by=3)  # type: ignore[arg-type]
@@ -155,8 +183,8 @@ def test_an_unknown_criterion_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("one", criteria(), ids=lambda one: one.name)
 def test_an_unknown_option_names_the_criterion(one: Any, make_ledger: Callable[..., Any]) -> None:
-    with pytest.raises(UnknownNameError, match=f"unknown option of criterion '{one.name}': 'exponent'"):
-        score(make_ledger({"w": (2, 2)}), {"w": np.ones((2, 2))}, by=one.name, exponent=0.5)
+    with pytest.raises(UnknownNameError, match=f"unknown option of criterion '{one.name}': 'power'"):
+        score(make_ledger({"w": (2, 2)}), {"w": np.ones((2, 2))}, by=one.name, power=0.5)
 
 
 @pytest.mark.parametrize("name", [one.name for one in criteria() if one.kind == "ledger"])
@@ -177,6 +205,45 @@ def test_an_accumulator_that_was_not_recorded_is_named(make_ledger: Callable[...
     ledger = make_ledger({"w": (2, 2)}, accumulators=("events",))
     with pytest.raises(UnknownNameError, match="criterion 'fisher-step' needs the accumulator 'grad_sumsq'"):
         score(ledger, {"w": np.ones((2, 2))})
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("fisher", "'position_sumsq' or 'sample_sumsq'"),
+        ("movement", "'grad_weight'"),
+        ("wanda", "'input_sumsq'"),
+    ],
+)
+def test_an_accumulator_beyond_the_usual_is_named_with_the_way_out(
+    name: str, needed: str, make_ledger: Callable[..., Any]
+) -> None:
+    with pytest.raises(
+        UnknownNameError,
+        match=rf"'{name}' needs the accumulator {needed}: expected it in the ledger, got events, .*"
+        rf"Use a criterion that does without it{', or pass inputs=' * (name == 'wanda')}, or record it",
+    ):
+        score(make_ledger({"w": (2, 2)}), {"w": np.ones((2, 2))}, by=name)
+
+
+@pytest.mark.parametrize("name", ["displacement", "init", "marchenko-pastur"])
+def test_a_ledger_that_does_not_tell_the_decay_is_refused_with_the_way_out(
+    name: str, make_ledger: Callable[..., Any]
+) -> None:
+    ledger = make_ledger({"w": (2, 2)}, history=())
+    with pytest.raises(StateError, match=r"the decay of parameter 'w'.*got nothing.*Pass decay=False"):
+        score(ledger, {"w": np.ones((2, 2))}, by=name)
+    assert score(ledger, {"w": np.ones((2, 2))}, by=name, decay=False)["w"].shape == (2, 2)
+
+
+def test_displacement_without_decay_is_the_distance_from_the_opening_balance(
+    make_ledger: Callable[..., Any], update: Callable[..., Any], weights: dict[str, Any]
+) -> None:
+    ledger = make_ledger(SHAPES, history=(update("Lion", 10, lr=0.1, weight_decay=0.5),))
+    scores = score(ledger, weights, by="displacement", decay=False)
+    for name in scores:
+        expected = np.abs(weights[name].astype(np.float64) - ledger[name].opening)
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "a", True, None])
