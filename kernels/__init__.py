@@ -1,1 +1,1 @@
-"""One file a kernel: plain-torch reference, Triton, registration."""
+"""One file a kernel, or a form of it: plain-torch reference, Triton, compiled C, registration."""

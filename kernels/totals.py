@@ -12,7 +12,19 @@ from torch import Tensor
 from gradtrace.errors import InvalidValueError, MismatchError, UnsupportedError
 from gradtrace.kernels.chunk_table import check_ranges
 
-__all__ = ["EVENT", "GRADIENT_DTYPES", "NONFINITE", "SEEN", "SKIPPED", "Totals", "check_arguments"]
+__all__ = [
+    "EVENT",
+    "GRADIENT_DTYPES",
+    "MOST_STEPS",
+    "NONFINITE",
+    "SEEN",
+    "SKIPPED",
+    "Totals",
+    "check_arguments",
+]
+
+MOST_STEPS = 2**15 - 1
+"""Longest window, in steps times their weight: counts have 16 bits."""
 
 SEEN, EVENT, NONFINITE, SKIPPED = 1, 2, 4, 8
 
@@ -41,10 +53,13 @@ def check_arguments(
     threshold: float,
     scale: Tensor | None,
     skip: Tensor | None,
+    weight: int = 1,
 ) -> None:
     """Raise InvalidValueError, MismatchError or UnsupportedError unless a kernel can safely run on these."""
     if not (math.isfinite(threshold) and threshold >= 0):
         raise InvalidValueError("threshold", expected="a finite number of at least 0", got=repr(threshold))
+    if not 0 <= weight <= MOST_STEPS:
+        raise InvalidValueError("weight", expected=f"a whole number, 0 to {MOST_STEPS}", got=repr(weight))
     total, device = totals.grad_sum.numel(), flags.device
     wanted = (torch.float32, torch.float32, torch.int16, torch.int16)
     for name, tensor, dtype in zip(

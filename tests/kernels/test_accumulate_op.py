@@ -16,10 +16,10 @@ from gradtrace.kernels.accumulate import (
     SEEN,
     SKIPPED,
     Totals,
-    _add_masked,
     accumulate_,
     accumulate_reference_,
 )
+from gradtrace.kernels.accumulate_reference import _add_masked
 
 
 def empty(length: int, device: str = "cpu") -> Totals:
@@ -69,7 +69,7 @@ def test_it_compiles_without_a_graph_break(backend: str) -> None:
 def test_the_form_that_never_asks_the_device_equals_the_one_that_does(live: bool | None) -> None:
     grad = torch.tensor([1.0, 0.0, -0.125, float("inf"), -4.0])
     masked, asked = empty(5), empty(5)
-    bits = _add_masked(masked, grad, 0.125, None if live is None else torch.tensor(live))
+    bits = _add_masked(masked, grad, 0.125, None if live is None else torch.tensor(live), 1)
     flags = torch.zeros(1, dtype=torch.int32)
     skip = None if live is None else torch.tensor(float(not live))
     accumulate_reference_(asked, flags, [grad], [0], [0], threshold=0.125, skip=skip)
@@ -126,6 +126,8 @@ def wrong(**changes: Any) -> dict[str, Any]:
         (wrong(grads=[torch.ones(3), torch.ones(4, device="meta")]), MismatchError, "devices"),
         (wrong(scale=torch.ones(2)), InvalidValueError, "scale"),
         (wrong(skip=torch.ones(2)), InvalidValueError, "skip"),
+        (wrong(weight=-1), InvalidValueError, "weight"),
+        (wrong(weight=2**15), InvalidValueError, "weight"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_added(

@@ -1,7 +1,7 @@
 """What `accumulate_` adds equals a float64 loop over the elements, for every way that it runs.
 
-Run plainly this tests the plain-torch form and, with a GPU, the launched kernel; test_interpreter.py runs the
-same file under TRITON_INTERPRET=1.
+Run plainly this tests the plain-torch form, the compiled one where there is a C compiler and, with a GPU, the
+launched kernel; test_interpreter.py runs the same file under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradtrace.kernels import accumulate as kernel
-from gradtrace.kernels.accumulate import EVENT, NONFINITE, SEEN, SKIPPED, Totals
+from gradtrace.kernels.accumulate import (
+    EVENT,
+    NONFINITE,
+    SEEN,
+    SKIPPED,
+    Totals,
+    accumulate_,
+    accumulate_reference_,
+)
+from gradtrace.kernels.accumulate_cpu import accumulate_cpu_, compiled_pass
+from gradtrace.kernels.accumulate_triton import accumulate_triton_
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+COMPILED = pytest.mark.skipif(compiled_pass() is None, reason="needs a C compiler")
 # Longer than the block that the CPU works on, where the interpreter does not make that too slow.
 LONG = 20_001 if INTERPRETED else 300_001
 UNTOUCHED = -7  # in flags and, as a value, in every total before the first step
@@ -33,15 +43,16 @@ class Way:
 
 
 WAYS = (
-    [pytest.param(Way(kernel._launch, "cpu"), id="interpreter")]
+    [pytest.param(Way(accumulate_triton_, "cpu"), id="interpreter")]
     if INTERPRETED
     else [
-        pytest.param(Way(kernel.accumulate_, "cpu"), id="cpu"),
-        pytest.param(Way(kernel.accumulate_, "cuda"), id="gpu", marks=ON_GPU),
+        pytest.param(Way(accumulate_reference_, "cpu"), id="cpu-reference"),
+        pytest.param(Way(accumulate_cpu_, "cpu"), id="cpu-compiled", marks=COMPILED),
+        pytest.param(Way(accumulate_, "cuda"), id="gpu", marks=ON_GPU),
     ]
 )
 if torch.cuda.is_available() and not INTERPRETED:
-    WAYS.append(pytest.param(Way(kernel.accumulate_reference_, "cuda"), id="gpu-reference", marks=ON_GPU))
+    WAYS.append(pytest.param(Way(accumulate_reference_, "cuda"), id="gpu-reference", marks=ON_GPU))
 pytestmark = pytest.mark.parametrize("way", WAYS)
 
 
@@ -93,6 +104,7 @@ class Book:
         threshold: float = 0.0,
         scale: float | None = None,
         skip: float | None = None,
+        weight: int = 1,
     ) -> None:
         """Run the kernel and, element by element, the oracle."""
         device = self.way.device
@@ -105,12 +117,19 @@ class Book:
             threshold=threshold,
             scale=None if scale is None else torch.tensor(scale, device=device),
             skip=None if skip is None else torch.tensor(skip, device=device),
+            weight=weight,
         )
         for grad, slot in zip(grads, slots, strict=True):
-            self._expect(grad, slot, threshold, scale, skip)
+            self._expect(grad, slot, threshold, scale, skip, weight)
 
     def _expect(
-        self, grad: Tensor, slot: int, threshold: float, scale: float | None, skip: float | None
+        self,
+        grad: Tensor,
+        slot: int,
+        threshold: float,
+        scale: float | None,
+        skip: float | None,
+        weight: int,
     ) -> None:
         if skip:
             self.expected_flags[slot] = SKIPPED
@@ -122,12 +141,12 @@ class Book:
         event = finite & (np.abs(values) > values.dtype.type(threshold))
         added = np.where(finite, values, 0).astype(np.float32).astype(np.float64)
         at = slice(self.offsets[slot], self.offsets[slot] + values.size)
-        self.sums[at] += added
-        self.sumsq[at] += added**2
+        self.sums[at] += weight * added
+        self.sumsq[at] += weight * added**2
         self.events[at] += event
-        self.votes[at] += np.where(event, np.sign(values), 0).astype(np.int64)
+        self.votes[at] += weight * np.where(event, np.sign(values), 0).astype(np.int64)
         self.expected_flags[slot] = SEEN | EVENT * bool(event.any()) | NONFINITE * (not finite.all())
-        self.magnitude = max(self.magnitude, float(np.abs(added).max(initial=0.0)))
+        self.magnitude = max(self.magnitude, weight * float(np.abs(added).max(initial=0.0)))
 
     def check(self, steps: int) -> None:
         slack = 2e-7 * steps * (abs(UNTOUCHED) + self.magnitude * steps)
@@ -293,6 +312,20 @@ def test_a_skipped_step_leaves_only_its_flags(way: Way, skip: float) -> None:
     grads[1][7] = float("nan")
     book.step(grads, [0, 1, 2], skip=skip)
     book.check(steps=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [0.25, float("nan")])
+def test_a_step_of_weight_k_stands_for_k_steps_and_one_of_weight_0_counts_events_only(
+    way: Way, bad: float, dtype: torch.dtype
+) -> None:
+    book = Book.of(way, [5000, 9, 40])
+    for seed, weight in enumerate([0, 8, 0, 1, 3]):
+        grads = [gradient(size, dtype, seed + 9 * size) for size in (5000, 9, 40)]
+        grads[0][77] = bad
+        book.step(grads, [0, 1, 2], threshold=0.2, weight=weight)
+        assert book.flags.tolist() == book.expected_flags
+    book.check(steps=5)
 
 
 def test_flags_are_of_one_step_and_not_of_those_before(way: Way) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradtrace.kernels.accumulate import _PARTS, _SIZE, _WARPS, _accumulate_kernel
+from gradtrace.kernels.accumulate_triton import _PARTS, _SIZE, _WARPS, _accumulate_kernel
 from gradtrace.kernels.routed_linear import _DEPTH, _routed_linear_kernel
 
 triton = pytest.importorskip("triton")
@@ -62,17 +62,18 @@ def check_binary(result: Any, target: GPUTarget, folder: Path) -> None:
 
 @TARGETS
 @pytest.mark.parametrize(
-    ("dtype", "extras", "threshold"),
+    ("dtype", "extras", "threshold", "weight"),
     [
-        ("fp32", False, 0.0),
-        ("fp32", True, 0.25),
-        ("bf16", True, 0.0),
-        ("fp16", True, 0.0),
-        ("fp64", True, 0.1),
+        ("fp32", False, 0.0, 1),
+        ("fp32", True, 0.25, 8),
+        ("fp32", False, 0.0, 0),
+        ("bf16", True, 0.0, 1),
+        ("fp16", True, 0.0, 1),
+        ("fp64", True, 0.1, 8),
     ],
 )
 def test_accumulate_compiles(
-    target: GPUTarget, dtype: str, extras: bool, threshold: float, tmp_path: Path
+    target: GPUTarget, dtype: str, extras: bool, threshold: float, weight: int, tmp_path: Path
 ) -> None:
     pointers = {
         "addresses": "*i64", "members": "*i64", "owner": "*i32", "begin": "*i64",
@@ -83,6 +84,7 @@ def test_accumulate_compiles(
         "DTYPE": getattr(triton.language, DTYPES[dtype]),
         "WIDE": triton.language.float64 if dtype == "fp64" else triton.language.float32,
         "THRESHOLD": threshold,
+        "WEIGHT": weight,
         "HAS_SCALE": extras,
         "HAS_SKIP": extras,
         "PARTS": _PARTS,
