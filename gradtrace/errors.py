@@ -12,6 +12,7 @@ __all__ = [
     "LedgerNotFoundError",
     "MismatchError",
     "NotEquivalentError",
+    "RankLostError",
     "StateError",
     "StorageError",
     "UnknownNameError",
@@ -85,6 +86,10 @@ class EmptyLedgerError(GradtraceError, EOFError):
 
 class CorruptLedgerError(GradtraceError, OSError):
     """Stored data is missing, truncated or altered."""
+
+
+class RankLostError(GradtraceError, ConnectionError):
+    """Another rank of the run did not come to where all must meet: it died, hangs or went elsewhere."""
 
 
 class UnsupportedFormatError(GradtraceError, ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gradtrace.ledger.array_format import GROUP, ROOT
 from gradtrace.ledger.commit import ArrayDigest, Commit
@@ -12,7 +12,7 @@ from gradtrace.ledger.layout_store import StoredLayout
 from gradtrace.ledger.paths import entry_prefix, rank_name
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["write_entry"]
+__all__ = ["commit_parts", "write_entry"]
 
 
 def write_entry(
@@ -42,6 +42,22 @@ def write_entry(
             name = f"{rank_name(rank)}/{accumulator}"
             digests[name] = write(f"{prefix}/{name}", rank, accumulator)
     storage.sync(prefix)
+    commit = Commit(entry, layout.digest, digests)
+    write_commit(storage, run, commit)
+    return commit
+
+
+def commit_parts(
+    storage: Storage, run: str, entry: Entry, layout: StoredLayout, parts: Sequence[Mapping[str, ArrayDigest]]
+) -> Commit:
+    """Commit an entry whose arrays each rank has made durable already, and return its commit, durable."""
+    # Put, not written: a sync of the entry would open every file of every rank once more.
+    storage.put(f"{entry_prefix(entry.begin, entry.end, entry.generation)}/{ROOT}", GROUP)
+    digests = {
+        f"{rank_name(rank)}/{name}": digest
+        for rank, part in enumerate(parts)
+        for name, digest in part.items()
+    }
     commit = Commit(entry, layout.digest, digests)
     write_commit(storage, run, commit)
     return commit

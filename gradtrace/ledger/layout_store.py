@@ -18,7 +18,7 @@ from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.paths import layout_prefix, rank_name
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["StoredLayout", "opening_name", "read_layout", "write_layout"]
+__all__ = ["StoredLayout", "join_layout", "opening_name", "read_layout", "write_layout"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,25 @@ def write_layout(
     for rank, weights in enumerate(opening):
         storage.write(f"{prefix}/{rank_name(rank)}/{ROOT}", GROUP)
         digests.append(write_array(storage, f"{prefix}/{opening_name(rank)}", weights))
-    raw = encode({"format": FORMAT, "opening": [digest.to_json() for digest in digests], **layout.to_json()})
-    storage.put(f"{prefix}/layout.json", raw)
+    stored = _put_layout(storage, number, layout, digests)
     storage.sync(prefix)
-    return StoredLayout(layout, checksum(raw), tuple(digests))
+    return stored
+
+
+def join_layout(
+    storage: Storage, number: int, layout: Layout, opening: Sequence[ArrayDigest]
+) -> StoredLayout:
+    """Write a layout whose opening balance each rank has made durable already; durable on return."""
+    storage.put(f"{layout_prefix(number)}/{ROOT}", GROUP)
+    return _put_layout(storage, number, layout, opening)
+
+
+def _put_layout(
+    storage: Storage, number: int, layout: Layout, opening: Sequence[ArrayDigest]
+) -> StoredLayout:
+    raw = encode({"format": FORMAT, "opening": [digest.to_json() for digest in opening], **layout.to_json()})
+    storage.put(f"{layout_prefix(number)}/layout.json", raw)
+    return StoredLayout(layout, checksum(raw), tuple(opening))
 
 
 def read_layout(storage: Storage, number: int, digest: str) -> StoredLayout:

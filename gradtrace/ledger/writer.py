@@ -18,20 +18,21 @@ from gradtrace.errors import (
 )
 from gradtrace.ledger.array_writer import check_arrays, check_flat, write_array
 from gradtrace.ledger.boundary import check_boundary
-from gradtrace.ledger.commit import Commit
+from gradtrace.ledger.commit import ArrayDigest, Commit
 from gradtrace.ledger.commit_store import write_commit
 from gradtrace.ledger.creation import check_destination, create_ledger
 from gradtrace.ledger.details import check_details
 from gradtrace.ledger.encoding import decode, encode, integer
 from gradtrace.ledger.entry import Entry, Void
-from gradtrace.ledger.entry_store import write_entry
+from gradtrace.ledger.entry_store import commit_parts, write_entry
 from gradtrace.ledger.header import Header, appendable_header
 from gradtrace.ledger.layout import Layout
-from gradtrace.ledger.layout_store import StoredLayout, write_layout
+from gradtrace.ledger.layout_store import StoredLayout, join_layout, write_layout
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.lock import WriterLock
 from gradtrace.ledger.merged_entry import write_merged
+from gradtrace.ledger.part import check_parts
 from gradtrace.ledger.parts import complete_parts
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT
 from gradtrace.ledger.recovery import recover, remove_dead
@@ -132,6 +133,16 @@ class LedgerWriter:
         """Every layout that `commit_entry` may name, by number."""
         return MappingProxyType({number: stored.layout for number, stored in sorted(self._stored.items())})
 
+    @property
+    def next_layout(self) -> int:
+        """The number that the next layout will have: where the ranks write their opening balances."""
+        return max(self._stored, default=-1) + 1
+
+    @property
+    def generation(self) -> int:
+        """The generation that the next entry will have: where the ranks write their arrays."""
+        return max((one.generation for one in self._commits if isinstance(one, Void)), default=0)
+
     def add_layout(self, layout: Layout, opening: Sequence[np.ndarray[Any, Any]]) -> int:
         """Write a layout and, per rank, the flat float32 weights at its beginning; return its number.
 
@@ -145,6 +156,20 @@ class LedgerWriter:
             raise InvalidValueError("opening", expected=f"{len(layout.ranks)} arrays", got=str(len(opening)))
         for rank, weights in enumerate(opening):
             check_flat(f"opening of rank {rank}", weights, "float32", layout.size(rank))
+        return self._add_layout(layout, lambda number: write_layout(self._storage, number, layout, opening))
+
+    def join_layout(self, layout: Layout, opening: Sequence[ArrayDigest]) -> int:
+        """Do as `add_layout`, where each rank has written its opening balance with a `PartWriter`.
+
+        Args:
+            layout: whose number is `next_layout`.
+            opening: the checksums of each rank's opening balance.
+        """
+        self._ready()
+        check_parts([{"opening": digest} for digest in opening], {"opening": "float32"}, layout)
+        return self._add_layout(layout, lambda number: join_layout(self._storage, number, layout, opening))
+
+    def _add_layout(self, layout: Layout, write: Callable[[int], StoredLayout]) -> int:
         shapes = {
             info.name: info.shape for stored in self._stored.values() for info in stored.layout.parameters
         }
@@ -153,11 +178,11 @@ class LedgerWriter:
                 raise MismatchError(
                     f"shape of {info.name!r}", expected=f"{shapes[info.name]} as before", got=str(info.shape)
                 )
-        number = max(self._stored, default=-1) + 1
+        number = self.next_layout
         if number > LARGEST_LAYOUT:
             raise StateError("too many layouts", expected=f"at most {LARGEST_LAYOUT + 1}")
         with self._undoing():
-            self._stored[number] = write_layout(self._storage, number, layout, opening)
+            self._stored[number] = write(number)
         return number
 
     def commit_entry(
@@ -186,6 +211,32 @@ class LedgerWriter:
         """
         return self._commit(begin, end, layout, windows, (arrays,), details)
 
+    def commit_parts(
+        self,
+        begin: int,
+        end: int,
+        *,
+        layout: int,
+        windows: int,
+        parts: Sequence[Mapping[str, ArrayDigest]],
+        details: Mapping[str, object],
+    ) -> Entry:
+        """Do as `commit_entry`, where each rank has written its arrays with a `PartWriter`.
+
+        Args:
+            begin: first step; must equal `self.end`.
+            end: one past the last step.
+            layout: number that `join_layout` returned.
+            windows: windows summed into the arrays.
+            parts: for each rank, the checksums of its arrays of the generation `generation`.
+            details: JSON, per parameter in the layout's order; see docs/ledger-format.md.
+        """
+        entry, stored = self._next_entry(begin, end, layout, windows, details)
+        check_parts(parts, self._header.accumulators, stored.layout)
+        with self._undoing():
+            commit = commit_parts(self._storage, self.run_id, entry, stored, parts)
+        return self._keep(commit)
+
     def _commit(
         self,
         begin: int,
@@ -195,6 +246,22 @@ class LedgerWriter:
         ranks: Sequence[Mapping[str, np.ndarray[Any, Any]]],
         details: Mapping[str, object],
     ) -> Entry:
+        entry, stored = self._next_entry(begin, end, layout, windows, details)
+        check_arrays(ranks, self._header.accumulators, stored.layout)
+        with self._undoing():
+            commit = write_entry(
+                self._storage,
+                self.run_id,
+                entry,
+                stored,
+                self._header.accumulators,
+                lambda key, rank, name: write_array(self._storage, key, ranks[rank][name]),
+            )
+        return self._keep(commit)
+
+    def _next_entry(
+        self, begin: int, end: int, layout: int, windows: int, details: Mapping[str, object]
+    ) -> tuple[Entry, StoredLayout]:
         self._ready()
         layout = integer(layout, "layout")
         if begin != self.end:
@@ -209,23 +276,14 @@ class LedgerWriter:
                 got=repr(layout),
                 remedy="call add_layout first",
             )
-        generation = max((one.generation for one in self._commits if isinstance(one, Void)), default=0)
         plain = decode(encode(details))
-        entry = Entry(begin, end, generation, layout, windows, plain)
         check_details(plain, len(stored.layout.parameters))
-        check_arrays(ranks, self._header.accumulators, stored.layout)
-        with self._undoing():
-            commit = write_entry(
-                self._storage,
-                self.run_id,
-                entry,
-                stored,
-                self._header.accumulators,
-                lambda key, rank, name: write_array(self._storage, key, ranks[rank][name]),
-            )
+        return Entry(begin, end, self.generation, layout, windows, plain), stored
+
+    def _keep(self, commit: Commit) -> Entry:
         self._commits.append(commit)
         self._live.append(commit)
-        return entry
+        return commit.entry
 
     def void(self, begin: int) -> None:
         """Make every step from `begin` on not have happened; nothing where `begin` is the end.

@@ -113,8 +113,6 @@ def check_recordable(one: Candidate) -> None:
         reason, remedy = "is not initialised yet", "run one batch through the model before training"
     elif parameter.is_meta:
         reason, remedy = "is on the meta device", "materialise the model before recording it"
-    elif any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
-        reason, remedy = "is a sharded DTensor", f"exclude={name!r}, or train without sharding"
     elif not parameter.dtype.is_floating_point:
         reason, remedy = f"has dtype {parameter.dtype}", f"exclude={name!r}"
     else:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -16,11 +19,16 @@ from torch.optim import Optimizer
 from gradtrace.errors import InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
 from gradtrace.ledger.creation import check_destination
+from gradtrace.ledger.format import Layout
 from gradtrace.ledger.location import StorageOptions
+from gradtrace.ledger.part import PartWriter
 from gradtrace.ledger.writer import LedgerWriter
-from gradtrace.recorder.beginning import known_support, open_writer
+from gradtrace.recorder.beginning import agreed_layout, known_support, open_writer
+from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.parameters import Selection
+from gradtrace.recorder.ranks import meeting_for
 from gradtrace.recorder.roster import Roster
+from gradtrace.recorder.rounds import Rounds
 from gradtrace.recorder.scaling import scale_and_skip
 from gradtrace.recorder.settings import Mode, check_settings
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream
@@ -41,7 +49,7 @@ class Recorder:
     sign(g) over the steps, and over windows the squares and signs of window sums. Nothing is written before
     the first step.
 
-    Usable as a context manager; leaving it commits what was recorded, also after an error.
+    Usable as a context manager; leaving it commits what was recorded, on a single rank also after an error.
 
     Args:
         model: the module whose parameters are recorded; compiled, DDP and Fabric ones keep their names.
@@ -56,12 +64,16 @@ class Recorder:
         resume_at: with mode="append", first void every step from this one on.
         storage_options: how to reach an object store, such as `region` or `endpoint`; what is not given comes
             from the environment. Never written or shown.
+        together: whether the processes of torch.distributed record one model together, each its share; None:
+            if the model is in DDP or holds DTensors (FSDP2, tensor parallel). Then all of them must make the
+            Recorder, observe, commit and close at the same steps, with one path on storage that they share.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
         InvalidValueError: a setting is out of range, or a pattern matches nothing.
         MismatchError: at the first step, the ledger to go on with is of a model of other shapes.
         UnsupportedError: a parameter's gradient cannot be recorded; it is named.
+        RankLostError: at a step, another rank did not come to where all must meet.
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class Recorder:
         mode: Mode = None,
         resume_at: int | None = None,
         storage_options: StorageOptions = None,
+        together: bool | None = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         if resume_at is not None and mode != "append":
@@ -94,8 +107,11 @@ class Recorder:
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
         self._roster = Roster(model, selection)
+        self._meeting = meeting_for(model, together)
+        self._beginning = Rounds(self._meeting, "a beginning")
         self._optimizers: dict[int, tuple[int, Optimizer]] = {}
-        self._writer: LedgerWriter | None = None
+        self._writer: LedgerWriter | None = None  # on rank 0
+        self._run_id: str | None = None
         self._stream: Stream | None = None
         self._window: DeviceWindow | None = None
         self._records: list[StepRecord] = []
@@ -109,7 +125,17 @@ class Recorder:
     @property
     def run_id(self) -> str | None:
         """Identity of the run in the ledger; None before the first step."""
-        return None if self._writer is None else self._writer.run_id
+        return self._run_id
+
+    @property
+    def ranks(self) -> int:
+        """How many processes record together."""
+        return self._meeting.size
+
+    @property
+    def committed(self) -> int:
+        """Steps of the ledger that are committed; 0 before the first step."""
+        return 0 if self._stream is None else self._stream.never_supported()[0]
 
     @torch.no_grad()
     def observe(self, optimizer: Optimizer, *, scaler: GradScaler | None = None) -> None:
@@ -142,7 +168,7 @@ class Recorder:
                 self._roster.forget()  # so that the next step tries again, and fails with the same words
                 raise
         record, grads, slots = self._roster.read(optimizer, self._optimizers[id(optimizer)][0])
-        self._watch_for_barren_steps(bool(grads))
+        self._watch_for_barren_steps(record)
         window, stream = self._require()
         stream.check()
         scale, skip = scale_and_skip(optimizer, scaler, window.device)
@@ -170,27 +196,49 @@ class Recorder:
         self._observe_seconds += perf_counter() - began
 
     def commit(self) -> int:
-        """Close the window and the entry here, wait until they are durable, and return the step count."""
-        if self._stream is not None and not self._released:
+        """Close the window and the entry here, wait until they are durable, and return the step count.
+
+        Several ranks must all call it. After `close`, it returns the steps that are committed.
+        """
+        if self._stream is not None:
+            if self._released:
+                return self.committed
             self._close_window()
             self._stream.submit(Cut())
             self._stream.drain()
         return self.step
 
-    def close(self) -> None:
-        """Commit what is recorded and release the ledger; closing twice does nothing."""
+    def close(self, *, failed: bool = False) -> None:
+        """Commit what is recorded and release the ledger; closing twice does nothing.
+
+        Args:
+            failed: an error ends the recording. Then several ranks commit nothing more, because it may have
+                come to one of them alone, for which the others would wait.
+        """
         if self._closed:
             return
         self._closed = True
-        if self._stream is None or self._writer is None:
-            return
         try:
-            self.commit()
+            if self._stream is None:
+                if self._writer is not None:
+                    self._writer.close()
+            elif failed and self.ranks > 1:
+                self._stream.abandon()
+            else:
+                self._finish(self._stream)
         finally:
             self._released = True
-            self._stream.stop()
-            self._writer.close()
+            if self._stream is not None:
+                self._stream.stop()
             self._window = None
+
+    def _finish(self, stream: Stream) -> None:
+        try:
+            self.commit()
+        except BaseException:
+            stream.abandon()
+            raise
+        stream.part()
 
     def summary(self) -> Summary:
         """What is committed so far; cheap enough to ask after every step."""
@@ -203,28 +251,45 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     def _begin_layout(self) -> None:
-        layout, opening = self._roster.begin_layout()
+        if self._stream is not None:
+            self._close_window()
+            self._stream.submit(Cut())
+            self._stream.drain()
+        agreed = self._beginning.hold(self._roster.described, self._decide_layout)
+        layout = Layout.from_json(agreed["layout"])
+        own = RankLayout(layout, agreed["number"], agreed["generation"], self._meeting.rank)
         if self._stream is None:
+            self._run_id, self.step = agreed["run"], agreed["end"]
+            part = PartWriter(self.path, self._meeting.rank, self._storage_options)
+            self._stream = Stream(Committing(self._meeting, self._writer, part), self.step)
+        opening = self._roster.enlist(own)
+        known: list[npt.NDArray[np.bool_]] = []
+        look = partial(known_support, self.path, agreed["run"], own, self._storage_options)
+        self._beginning.hold(lambda: known.append(look()), lambda _: None)
+        self._stream.submit(BeginLayout(self.step, own, opening, known[0]))
+        self._window = DeviceWindow(own.size, self._window_steps, len(layout.parameters), self._roster.device)
+
+    def _decide_layout(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        layout = agreed_layout(parts)
+        if self._writer is None:
             self._writer = open_writer(
                 self.path, self._mode, self._resume_at, self._settings, self._storage_options
             )
-            self.step = self._writer.end
-            self._stream = Stream(self._writer)
-        else:
-            self._close_window()
-            self._stream.submit(Cut())
-        self._stream.drain()
-        supported = known_support(self.path, layout, self._storage_options)
-        self._stream.submit(BeginLayout(self.step, layout, opening, supported))
-        self._window = DeviceWindow(
-            layout.size(0), self._window_steps, len(layout.parameters), self._roster.device
-        )
+        writer = self._writer
+        return {
+            "layout": layout.to_json(),
+            "number": writer.next_layout,
+            "generation": writer.generation,
+            "run": writer.run_id,
+            "end": writer.end,
+        }
 
-    def _watch_for_barren_steps(self, any_gradient: bool) -> None:
-        self._barren = 0 if any_gradient else self._barren + 1
+    def _watch_for_barren_steps(self, record: StepRecord) -> None:
+        some = len(record.missing) < sum(len(group.slots) for group in record.groups)
+        self._barren = 0 if some else self._barren + 1
         if self._barren == _PATIENCE:
             raise UnsupportedError(
                 f"no recorded parameter had a gradient in {_PATIENCE} steps",

@@ -1,8 +1,9 @@
-"""Who is recorded: the parameters that train, their places in the flat arrays, their gradients."""
+"""Who is recorded: the parameters that train, what this rank records of them, their gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradtrace.errors import UnsupportedError
-from gradtrace.ledger.format import Layout
+from gradtrace.ledger.format import Piece
+from gradtrace.recorder.committing import RankLayout
 from gradtrace.recorder.parameters import Candidate, Selection, candidates, check_recordable
+from gradtrace.recorder.shards import box_of, local_part
+from gradtrace.recorder.shares import Box
 from gradtrace.recorder.updates import GroupStep, StepRecord, kind_of, settings_of
 from gradtrace.recorder.window import one_device
 
@@ -20,10 +24,10 @@ __all__ = ["Roster"]
 
 
 class Roster:
-    """The parameters of `model` that `selection` lets in; those that train have a slot and a flat offset.
+    """The parameters of `model` that `selection` lets in; those that train have a slot, alike on all ranks.
 
     Attributes:
-        offsets: where each slot's flat range begins.
+        offsets: where the flat range begins that this rank has for each slot; 0 where it has none.
         device: where the recorded parameters are, once a layout has begun.
 
     Raises:
@@ -39,6 +43,8 @@ class Roster:
                 check_recordable(one)
         self._foreign: dict[int, nn.Parameter] = {}  # kept alive, so that an id is never used twice
         self._recorded: list[Candidate] = []
+        self._boxes: list[Box] = []
+        self._pieces: list[Piece | None] = []
         self._slots: dict[int, int] = {}
         self.offsets: list[int] = []
         self.device = torch.device("cpu")
@@ -60,23 +66,35 @@ class Roster:
                 self._foreign[key] = parameter
         return new
 
-    def begin_layout(self) -> tuple[Layout, npt.NDArray[np.float32]]:
-        """Give a slot to every parameter that trains or has had one; return the layout and the flat weights.
+    def described(self) -> dict[str, Any]:
+        """What every parameter that trains or has had a slot is, and what this rank holds of it, as JSON.
 
         Raises:
-            UnsupportedError: they are spread over several devices.
+            UnsupportedError: they are spread over several devices, or sharded in a way that has no box.
         """
         known = {one.info.name for one in self._recorded}
         self._recorded = [
             one for one in self._candidates.values() if one.parameter.requires_grad or one.info.name in known
         ]
-        parameters = [one.parameter for one in self._recorded]
-        self.device = one_device(parameters)
-        layout = Layout.whole(tuple(one.info for one in self._recorded))
-        weights = torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters])
-        self._slots = {id(parameter): slot for slot, parameter in enumerate(parameters)}
-        self.offsets = [piece.offset for piece in layout.ranks[0]]
-        return layout, weights.cpu().numpy()
+        self.device = one_device([one.parameter for one in self._recorded])
+        self._boxes = [box_of(one.info.name, one.parameter) for one in self._recorded]
+        return {
+            "parameters": [one.info.to_json() for one in self._recorded],
+            "boxes": [[list(box.start), list(box.shape)] for box in self._boxes],
+        }
+
+    def enlist(self, own: RankLayout) -> npt.NDArray[np.float32]:
+        """Take the slots and the shares of a layout of what was described; return its weights, flat."""
+        self._slots = {id(one.parameter): slot for slot, one in enumerate(self._recorded)}
+        self._pieces = [None] * len(self._recorded)
+        self.offsets = [0] * len(self._recorded)
+        weights = [torch.empty(0)]
+        for piece in own.layout.ranks[own.rank]:
+            slot = piece.parameter
+            self._pieces[slot], self.offsets[slot] = piece, piece.offset
+            part = self._share(slot, piece, self._recorded[slot].parameter.detach())
+            weights.append(part.reshape(-1).float().cpu())
+        return torch.cat(weights).numpy()
 
     def forget(self) -> None:
         """Take all slots back: the layout that gave them did not come to be."""
@@ -85,8 +103,10 @@ class Roster:
     def read(self, optimizer: Optimizer, number: int) -> tuple[StepRecord, list[torch.Tensor], list[int]]:
         """What `optimizer`, the run's `number`-th, is about to apply: the step, its gradients, their slots.
 
+        The gradients are this rank's shares only.
+
         Raises:
-            UnsupportedError: a gradient is sparse.
+            UnsupportedError: a gradient is sparse, or placed otherwise than its parameter.
         """
         grads: list[torch.Tensor] = []
         slots: list[int] = []
@@ -111,11 +131,21 @@ class Roster:
                         expected="dense gradients",
                         remedy=f"exclude={name!r}",
                     )
-                grads.append(grad)
-                slots.append(slot)
+                piece = self._pieces[slot]
+                if piece is not None:
+                    grads.append(self._share(slot, piece, grad))
+                    slots.append(slot)
             if members:
                 groups.append(GroupStep(number, kind, tuple(members), settings_of(group)))
         return StepRecord(tuple(groups), tuple(missing)), grads, slots
+
+    def _share(self, slot: int, piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
+        """What this rank records of a tensor that is placed like the parameter in this slot."""
+        one, box = self._recorded[slot], self._boxes[slot]
+        local = local_part(one.info.name, one.parameter, tensor)
+        if piece.shape == box.shape:
+            return local
+        return local.narrow(0, piece.start[0] - box.start[0], piece.shape[0])
 
     def _look(self) -> dict[int, Candidate]:
         return {id(one.parameter): one for one in candidates(self._model, self._selection)}

@@ -12,8 +12,8 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from gradtrace.ledger.format import Layout
-from gradtrace.ledger.writer import LedgerWriter
+from gradtrace.errors import RankLostError
+from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.entry import OpenEntry
 from gradtrace.recorder.updates import StepRecord
 from gradtrace.recorder.window import DeviceWindow, HostWindow
@@ -27,13 +27,13 @@ _SHARE, _GRACE = 0.01, 2.0
 
 @dataclass(frozen=True, eq=False)
 class BeginLayout:
-    """From step `begin` on, windows follow `layout`; `opening` is its flat float32 opening balance.
+    """From step `begin` on, windows follow the layout `own`; `opening` is its flat float32 opening balance.
 
-    `supported` marks, flat, the dependencies already known to have had an event.
+    `supported` marks, flat, the dependencies already known to have had an event. Both are this rank's share.
     """
 
     begin: int
-    layout: Layout
+    own: RankLayout
     opening: npt.NDArray[np.float32]
     supported: npt.NDArray[np.bool_]
 
@@ -54,7 +54,8 @@ class Cut:
 
     Where the entry before is still being written, a cut waits for it. One with a `home` waits only until the
     training thread, in want of buffers there, has been held up for too long: then it is passed over. So on a
-    disk slower than the training entries grow longer, and the commit says how many cuts it passed.
+    disk slower than the training entries grow longer, and the commit says how many cuts it passed. Rank 0
+    decides that for all ranks.
     """
 
     home: DeviceWindow | None = None
@@ -64,17 +65,22 @@ class Stream:
     """Runs tasks in order on its own thread; the first failure is kept and raised on the caller's thread.
 
     Holds at most two entries in memory, 28 bytes a dependency each: the open one and the one being written.
+
+    Args:
+        committing: puts entries into the ledger.
+        end: committed steps so far.
     """
 
-    def __init__(self, writer: LedgerWriter) -> None:
-        self._writer = writer
+    def __init__(self, committing: Committing, end: int) -> None:
+        self._committing = committing
         self._tasks: queue.Queue[BeginLayout | ClosedWindow | Cut | None] = queue.Queue()
         self._failure: BaseException | None = None
+        self._own: RankLayout | None = None
         self._open: OpenEntry | None = None
         self._passed = 0
         self._supported: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._lock = threading.Lock()
-        self._shares: tuple[int, dict[str, tuple[int, int]]] = (0, {})
+        self._shares: tuple[int, dict[str, tuple[int, int]]] = (end, {})
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gradtrace-disk")
         self._writing: Future[None] | None = None
         self._began = perf_counter()
@@ -101,10 +107,21 @@ class Stream:
         self.check()
 
     def stop(self) -> None:
-        """End both threads after what is queued; never raises."""
+        """End both threads after what is queued and release the ledger; never raises."""
         self._tasks.put(None)
         self._thread.join()
         self._disk.shutdown()
+        self._committing.release()
+
+    def abandon(self) -> None:
+        """Commit nothing more: whatever is queued is dropped, and no rank is waited for."""
+        if self._failure is None:
+            self._failure = RankLostError("the recording ended after an error, without its last steps")
+        self._committing.leave()
+
+    def part(self) -> None:
+        """Wait until all ranks know of the last commit: no rank may need this one any more."""
+        self._committing.part()
 
     def never_supported(self) -> tuple[int, dict[str, tuple[int, int]]]:
         """Up to the last commit: its end, and per parameter (never supported, all) dependencies."""
@@ -128,9 +145,9 @@ class Stream:
         if isinstance(task, BeginLayout):
             self._cut(None)
             self._finish_writing()
-            number = self._writer.add_layout(task.layout, [task.opening])
-            self._open = OpenEntry(task.begin, number, task.layout)
-            self._supported = task.supported
+            self._committing.begin(task.own, task.opening)
+            self._own, self._supported = task.own, task.supported
+            self._open = OpenEntry(task.begin, task.own.size)
         elif isinstance(task, Cut):
             self._cut(task.home)
         else:
@@ -139,39 +156,38 @@ class Stream:
             self._open.add(task.window, task.end, task.records)
 
     def _cut(self, home: DeviceWindow | None) -> None:
-        entry = self._open
-        if entry is None or entry.windows == 0:
+        entry, own = self._open, self._own
+        if entry is None or own is None or entry.windows == 0:
             return
-        while home is not None and self._writing is not None and not self._writing.done():
+        if home is not None and not self._committing.agree(lambda: self._disk_keeps_up(home)):
+            self._passed += 1
+            return
+        self._finish_writing()
+        self._writing = self._disk.submit(self._write, entry, own, self._passed, self._supported)
+        self._passed = 0
+        self._open = OpenEntry(entry.end, own.size)
+
+    def _disk_keeps_up(self, home: DeviceWindow) -> bool:
+        while self._writing is not None and not self._writing.done():
             wait([self._writing], timeout=0.01)
             allowed = _GRACE + _SHARE * (perf_counter() - self._began)
             if home.waits and home.blocked > allowed:
-                self._passed += 1
-                return
-        self._finish_writing()
-        details = entry.details() | ({"passed_cuts": self._passed} if self._passed else {})
-        self._passed = 0
-        self._writing = self._disk.submit(self._write, entry, details, self._supported)
-        self._open = OpenEntry(entry.end, entry.number, entry.layout)
+                return False
+        return True
 
     def _finish_writing(self) -> None:
         if self._writing is not None:
             self._writing.result()
 
-    def _write(self, entry: OpenEntry, details: dict[str, object], supported: npt.NDArray[np.bool_]) -> None:
-        self._writer.commit_entry(
-            entry.begin,
-            entry.end,
-            layout=entry.number,
-            windows=entry.windows,
-            arrays=entry.arrays,
-            details=details,
-        )
-        np.logical_or(supported, entry.arrays["events"], out=supported)
-        shares = {}
-        for piece in entry.layout.ranks[0]:
-            info = entry.layout.parameters[piece.parameter]
-            had = np.count_nonzero(supported[piece.offset : piece.offset + info.size])
-            shares[info.name] = (info.size - int(had), info.size)
+    def _write(
+        self, entry: OpenEntry, own: RankLayout, passed: int, supported: npt.NDArray[np.bool_]
+    ) -> None:
+        now = np.logical_or(supported, entry.arrays["events"])
+        counts = self._committing.commit(entry, own, passed, now)
+        supported[:] = now
+        shares = {
+            info.name: (info.size - count, info.size)
+            for info, count in zip(own.layout.parameters, counts, strict=True)
+        }
         with self._lock:
             self._shares = (entry.end, shares)
