@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradtrace.convert.saving import load, save
     from gradtrace.convert.surgery import apply_mask_, convert_
     from gradtrace.convert.verify import verify
+    from gradtrace.evidence.confirm import confirm
     from gradtrace.evidence.criterion import criteria
     from gradtrace.evidence.mask import Mask
     from gradtrace.evidence.score import Scores, score
@@ -36,6 +37,7 @@ __all__ = [
     "RoutedLinear",
     "Scores",
     "apply_mask_",
+    "confirm",
     "convert_",
     "criteria",
     "load",
@@ -54,6 +56,7 @@ _HOME = {
     "RoutedLinear": "convert.routed_linear",
     "Scores": "evidence.score",
     "apply_mask_": "convert.surgery",
+    "confirm": "evidence.confirm",
     "convert_": "convert.surgery",
     "criteria": "evidence.criterion",
     "load": "convert.saving",

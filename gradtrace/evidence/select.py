@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError
+from gradtrace.evidence.given_scores import (
+    by_family,
+    checked_arrays,
+    checked_pvalues,
+    checked_share,
+    parted,
+)
 from gradtrace.evidence.granularity import GRANULARITIES, Blocks
 from gradtrace.evidence.mask import Mask
 from gradtrace.evidence.multiplicity import discoveries
-from gradtrace.evidence.weights import as_array
 
 __all__ = ["select"]
 
 Array: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "row", "global")
 
 
 def select(
@@ -33,7 +37,8 @@ def select(
 ) -> Mask:
     """Keep the best-supported dependencies. Any mapping from name to array serves as `scores`.
 
-    `density` in (0, 1]: the share kept, of every parameter (scope "layer") or of all together ("global").
+    `density` in (0, 1]: the share kept, of every parameter (scope "layer"), of every row of one, that is of
+    everything at one index of the first dimension ("row", elements only), or of all together ("global").
     Elements are kept in exact number, round(density * size), a half to the even side. "tile" (16 x 16) and
     "rows" (64 consecutive outputs share one input set) keep whole units, best mean score first, as many as
     come nearest to that number of elements (the fewer of two), but at least one unless that number is 0.
@@ -59,13 +64,24 @@ def select(
             got="neither" if density is None else "both",
             remedy="pass e.g. density=0.3, or fdr=0.01 for a criterion with p-values",
         )
-    arrays = _checked(scores, "scores")
+    if fdr is not None and (granularity != "element" or scope == "row"):
+        raise InvalidValueError(
+            "scope" if scope == "row" else "granularity",
+            expected="'layer' or 'global' with fdr" if scope == "row" else "'element' with fdr",
+            got=repr(scope if scope == "row" else granularity),
+            remedy="select by density for other units: the p-values are those of elements in a layer",
+        )
+    if scope == "row" and granularity != "element":
+        raise InvalidValueError("granularity", expected="'element' with scope='row'", got=repr(granularity))
+    arrays = checked_arrays(scores, "scores")
+    kept: Mapping[str, Bools]
     if density is not None:
-        density = _share("density", density, "density=0.3")
+        density = checked_share("density", density, "density=0.3")
         kept = _by_density(arrays, density, scope, granularity)
     else:
-        fdr = _share("fdr", fdr, "fdr=0.01")
-        kept = _by_fdr(_pvalues(scores, arrays), fdr, scope, granularity)
+        rate = fdr = checked_share("fdr", fdr, "fdr=0.01")
+        pvalues = checked_pvalues(scores, arrays, "fdr")
+        kept = by_family(pvalues, scope, lambda family: discoveries(family, rate))
     selection = {"density": density, "fdr": fdr, "scope": scope, "granularity": granularity}
     return Mask(kept, {**dict(getattr(scores, "provenance", None) or {}), "selection": selection})
 
@@ -73,14 +89,28 @@ def select(
 def _by_density(
     arrays: Mapping[str, Array], density: float, scope: str, granularity: str
 ) -> dict[str, Bools]:
+    if scope == "row":
+        return {name: _best_of_rows(array, density) for name, array in arrays.items()}
     blocks = {name: Blocks.of(array.shape, granularity) for name, array in arrays.items()}
     means = {name: blocks[name].means(array) for name, array in arrays.items()}
     if scope == "layer":
         units = {name: _best(means[name], blocks[name].sizes, density) for name in arrays}
     else:
         sizes = np.concatenate([blocks[name].sizes for name in arrays])
-        units = _parted(_best(np.concatenate(list(means.values())), sizes, density), means)
+        units = parted(_best(np.concatenate(list(means.values())), sizes, density), means)
     return {name: blocks[name].spread(units[name]) for name in arrays}
+
+
+def _best_of_rows(array: Array, density: float) -> Bools:
+    """True for round(density * row size) of every row, best first; ties as in `_best`."""
+    rows, size = (array.shape[0] if array.ndim else 1), array.size
+    wide = size // rows if rows else 0
+    place = np.empty(size, np.int64)
+    place[np.random.default_rng(0).permutation(size)] = np.arange(size)
+    order = np.lexsort((place, -array.ravel(), np.repeat(np.arange(rows), wide)))
+    kept = np.zeros(size, np.bool_)
+    kept[order.reshape(rows, wide)[:, : round(density * wide)]] = True
+    return kept.reshape(array.shape)
 
 
 def _best(means: Array, sizes: NDArray[np.int64], density: float) -> Bools:
@@ -98,75 +128,3 @@ def _best(means: Array, sizes: NDArray[np.int64], density: float) -> Bools:
     kept = np.zeros(len(means), np.bool_)
     kept[order[:below]] = True
     return kept
-
-
-def _by_fdr(pvalues: Mapping[str, Array], fdr: float, scope: str, granularity: str) -> dict[str, Bools]:
-    if granularity != "element":
-        raise InvalidValueError(
-            "granularity",
-            expected="'element' with fdr",
-            got=repr(granularity),
-            remedy="select by density for larger units: their p-values are those of elements",
-        )
-    if scope == "layer":
-        return {name: discoveries(one, fdr) for name, one in pvalues.items()}
-    flat = {name: one.ravel() for name, one in pvalues.items()}
-    parted = _parted(discoveries(np.concatenate(list(flat.values())), fdr), flat)
-    return {name: parted[name].reshape(one.shape) for name, one in pvalues.items()}
-
-
-def _pvalues(scores: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Array]:
-    given = getattr(scores, "pvalues", None)
-    if given is None:
-        raise InvalidValueError(
-            "fdr",
-            expected="scores with p-values",
-            got="scores of a criterion that is no test",
-            remedy="score with by='init', or pass density",
-        )
-    pvalues = _checked(given, "pvalues")
-    if {name: one.shape for name, one in pvalues.items()} != {
-        name: one.shape for name, one in arrays.items()
-    }:
-        raise InvalidValueError("pvalues", expected="the names and shapes of the scores", got="others")
-    for name, one in pvalues.items():
-        if one.size and not 0 <= one.min() <= one.max() <= 1:
-            raise InvalidValueError(
-                f"pvalues[{name!r}]", expected="numbers in [0, 1]", got=f"{one.min():g} to {one.max():g}"
-            )
-    return pvalues
-
-
-def _parted(together: Bools, like: Mapping[str, Array]) -> dict[str, Bools]:
-    ends = np.cumsum([len(one) for one in like.values()])
-    return dict(zip(like, np.split(together, ends[:-1]), strict=True))
-
-
-def _share(name: str, value: object, example: str) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 < number <= 1:
-        raise InvalidValueError(
-            name, expected="a number in (0, 1]", got=repr(value), remedy=f"pass e.g. {example}"
-        )
-    return number
-
-
-def _checked(scores: object, what: str) -> dict[str, Array]:
-    remedy = "pass what gradtrace.score returns"
-    if not isinstance(scores, Mapping):
-        raise InvalidValueError(
-            what, expected="a mapping from name to array", got=type(scores).__name__, remedy=remedy
-        )
-    if not scores:
-        raise InvalidValueError(what, expected="at least one parameter", got="none", remedy=remedy)
-    arrays = {}
-    for name, value in scores.items():
-        array = np.asarray(as_array(value, f"{what}[{name!r}]"), np.float64)
-        if not np.isfinite(array).all():
-            raise InvalidValueError(
-                f"{what}[{name!r}]",
-                expected="finite numbers",
-                got=f"{array.size - int(np.isfinite(array).sum())} of {array.size} NaN or infinite",
-            )
-        arrays[name] = array
-    return arrays

@@ -65,6 +65,17 @@ def test_ties_favour_no_row_and_masks_are_nested_over_densities() -> None:
     np.testing.assert_array_equal(masks[1], select(equal, density=0.5)["w"])
 
 
+@given(ARRAYS, DENSITIES)
+def test_each_row_keeps_its_own_share_with_the_same_ties(array: np.ndarray[Any, Any], density: float) -> None:
+    kept = select({"w": array}, density=density, scope="row")["w"]
+    place = {int(index): at for at, index in enumerate(np.random.default_rng(0).permutation(array.size))}
+    wide = array.size // array.shape[0] if array.shape[0] else 0
+    for row in range(array.shape[0] if wide else 0):
+        numbers = range(row * wide, (row + 1) * wide)
+        order = sorted(numbers, key=lambda index: (-array.ravel()[index], place[index]))
+        assert set(np.flatnonzero(kept.ravel())) & set(numbers) == set(order[: round(density * wide)])
+
+
 UNITS = {"tile": (16, 16), "rows": (64, 1)}
 
 
@@ -214,7 +225,11 @@ def test_a_share_is_a_number_in_the_half_open_unit_interval(name: str, bad: Any)
         (SCORES, {}, "expected exactly one of them, got neither"),
         (SCORES, {"density": 0.3, "fdr": 0.1}, "expected exactly one of them, got both"),
         (SCORES, {"fdr": 0.1}, "fdr: expected scores with p-values.*by='init'"),
-        (SCORES, {"density": 0.3, "scope": "layers"}, "scope: expected one of layer, global, got 'layers'"),
+        (
+            SCORES,
+            {"density": 0.3, "scope": "layers"},
+            "scope: expected one of layer, row, global, got 'layers'",
+        ),
         (SCORES, {"density": 0.3, "granularity": "row"}, "granularity: expected one of element, tile, rows"),
         (SCORES, {"density": 0.3, "granularity": None}, "granularity: expected one of"),
         (SCORES, {"density": 0.3, "granularity": ["rows"]}, "granularity: expected one of"),
@@ -231,6 +246,8 @@ def test_a_share_is_a_number_in_the_half_open_unit_interval(name: str, bad: Any)
             {"fdr": 0.1, "granularity": "tile"},
             "'element' with fdr, got 'tile'.*by density",
         ),
+        (scores_with_pvalues(), {"fdr": 0.1, "scope": "row"}, "'layer' or 'global' with fdr, got 'row'"),
+        (SCORES, {"density": 0.3, "scope": "row", "granularity": "tile"}, "'element' with scope='row'"),
         ({}, {"density": 0.3}, "scores: expected at least one parameter"),
         ([1.0], {"density": 0.3}, "a mapping from name to array, got list"),
         (
