@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from zarr.storage import StorePath
+from zarr.abc.store import Store
 
 from gradtrace.ledger.array_format import ROOT
 from gradtrace.ledger.lease import Lease
@@ -81,11 +81,11 @@ class ObjectStorage(Storage):
         self._confirm()
         self._put(key, data)
 
-    def zarr_store(self, prefix: str, *, read_only: bool = False) -> StorePath:
+    def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:
         """See Storage."""
-        where = f"{self._url.scheme}://{self._url.bucket}"
-        store = ZarrObjects(self._client, where, read_only=read_only, confirm=self._confirm)
-        return StorePath(store, self._path(prefix))
+        where, path = f"{self._url.scheme}://{self._url.bucket}/", self._path(prefix)
+        root = f"{path}/" if path else ""
+        return ZarrObjects(self._client, root, where, read_only=read_only, confirm=self._confirm)
 
     def delete_prefix(self, prefix: str) -> None:
         """See Storage."""

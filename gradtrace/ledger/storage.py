@@ -10,7 +10,6 @@ from io import BytesIO
 from typing import BinaryIO
 
 from zarr.abc.store import Store
-from zarr.storage import StorePath
 
 from gradtrace.errors import GradtraceError, InvalidValueError, StorageError
 from gradtrace.ledger.lock import WriterLock
@@ -67,7 +66,7 @@ class Storage(ABC):
         """Write an object that nothing names yet: perhaps not atomic, and durable only after `sync`."""
 
     @abstractmethod
-    def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store | StorePath:
+    def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:
         """Return a zarr store rooted at `prefix`; what it writes is durable only after `sync`."""
 
     @abstractmethod

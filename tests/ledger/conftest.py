@@ -54,15 +54,20 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 class Book:
     """A ledger under test beside what its totals must be."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, options: Mapping[str, object] | None = None) -> None:
+        self.path, self.options = path, options
         self.accumulators = list(ACCUMULATORS)
         self.openings: dict[int, list[np.ndarray[Any, Any]]] = {}
         self.layouts: dict[int, Layout] = {}
         self.kept: list[tuple[Entry, list[Arrays]]] = []
 
     def create(self, **options: Any) -> LedgerWriter:
-        return LedgerWriter.create(self.path, settings={"window_steps": 4}, **options)
+        return LedgerWriter.create(
+            self.path, settings={"window_steps": 4}, storage_options=self.options, **options
+        )
+
+    def reopen(self) -> LedgerWriter:
+        return LedgerWriter.reopen(self.path, storage_options=self.options)
 
     def add(self, writer: LedgerWriter, layout: Layout) -> int:
         opening = [
@@ -122,7 +127,7 @@ class Book:
 
     def check(self) -> Ledger:
         """The ledger on disk holds exactly the kept entries, and every total of every parameter is right."""
-        ledger = Ledger.open(self.path)
+        ledger = Ledger.open(self.path, storage_options=self.options)
         assert ledger.entries == tuple(entry for entry, _ in self.kept)
         names = {info.name for entry, _ in self.kept for info in self.layouts[entry.layout].parameters}
         assert set(ledger) == names

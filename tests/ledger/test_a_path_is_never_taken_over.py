@@ -196,7 +196,9 @@ def test_a_key_cannot_leave_the_ledger(tmp_path: Path, key: str, call: str) -> N
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("path", ["", "ftp://bucket/run", "s3://", "s3:///run", "s3://bucket/../run", "a\0b", 3, None, b"run"])
+@pytest.mark.parametrize(
+    "path", ["", "ftp://bucket/run", "s3://", "s3:///run", "s3://bucket/../run", "a\0b", 3, None, b"run"]
+)
 def test_a_path_that_is_none_is_refused(path: Any) -> None:
     with pytest.raises(InvalidValueError, match="ledger path"):
         Ledger.open(path)

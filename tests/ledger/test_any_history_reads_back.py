@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +18,7 @@ from hypothesis.stateful import (
 
 from gradtrace.errors import EmptyLedgerError
 from gradtrace.ledger.format import Layout, ParameterInfo, Piece
+from gradtrace.ledger.location import storage_at
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.writer import LedgerWriter
 
@@ -41,11 +41,12 @@ class History(RuleBasedStateMachine):
     """Commit, void, merge, reopen and overwrite in any order, beside a plain list of what must be there."""
 
     make_book: ClassVar[Any]
+    place: ClassVar[str]
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.book = self.make_book(self.folder / "run")
+        self.folder = tempfile.mkdtemp()
+        self.book = self.make_book(self.place.format(self.folder))
         self.writer = self.book.create()
         self.numbers: list[int] = []
 
@@ -76,7 +77,7 @@ class History(RuleBasedStateMachine):
         merged = self.book.merge(self.writer, tuple(protected))
         assert len(self.book.kept) <= before - merged // 2
         assert protected <= {0, *(entry.end for entry, _ in self.book.kept)}
-        on_disk = {path.name for path in (self.book.path / "entries").iterdir() if path.is_dir()}
+        on_disk = set(storage_at(self.book.path).names("entries")) - {"zarr.json"}
         assert on_disk == {f"{e.begin:012d}-{e.end:012d}-{e.generation:04d}" for e, _ in self.book.kept}
 
     @rule()
@@ -117,8 +118,10 @@ class History(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-def test_any_history_of_commits_voids_merges_and_reopenings_reads_back(book_at: Any) -> None:
+@pytest.mark.parametrize("place", ["{}/run", "memory://histories{}/run"])
+def test_any_history_of_commits_voids_merges_and_reopenings_reads_back(book_at: Any, place: str) -> None:
     History.make_book = book_at
+    History.place = place
     run_state_machine_as_test(
         History, settings=settings(max_examples=25, stateful_step_count=12, deadline=None)
     )
