@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, UnknownNameError
+from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, InvalidValueError, UnknownNameError
 from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.commit_check import check_commit
 from gradtrace.ledger.commit_store import all_stand, read_commits
@@ -41,6 +41,7 @@ class Ledger(Mapping[str, ParameterRecord]):
         layouts: Mapping[int, StoredLayout],
     ) -> None:
         self._path, self._header = storage.location, header
+        self._storage, self._commits, self._layouts = storage, commits, layouts
         self._entries = tuple(commit.entry for commit in commits)
         sums = Sums(storage, commits, layouts)
         infos: dict[str, ParameterInfo] = {}
@@ -93,6 +94,27 @@ class Ledger(Mapping[str, ParameterRecord]):
                 # A layout goes after the last commit that names it: these commits may be history by now.
                 if all_stand(storage, commits):
                     raise
+
+    def between(self, begin: int = 0, end: int | None = None) -> Ledger:
+        """The part that was recorded in the steps [begin, end): totals are over these alone.
+
+        A parameter that was not recorded in them is not in it; opening balances stay as they are.
+
+        Raises:
+            InvalidValueError: no entry begins at `begin`, none ends at `end`, or there is none between them.
+        """
+        end = self.steps if end is None else end
+        begins, ends = ({getattr(entry, side) for entry in self._entries} for side in ("begin", "end"))
+        if begin not in begins or end not in ends or begin >= end:
+            raise InvalidValueError(
+                "steps between entries",
+                expected=f"a begin and a later end among {_listed(begins | ends)}",
+                got=f"{begin!r} and {end!r}",
+            )
+        commits = tuple(one for one in self._commits if begin <= one.entry.begin and one.entry.end <= end)
+        used = {one.entry.layout for one in commits}
+        layouts = {number: layout for number, layout in self._layouts.items() if number in used}
+        return Ledger(self._storage, self._header, commits, layouts)
 
     @property
     def path(self) -> str:
@@ -151,6 +173,11 @@ class Ledger(Mapping[str, ParameterRecord]):
             f"<Ledger {self._path!r}: {self.steps} steps in {len(self._entries)} entries, "
             f"{len(self)} parameters with {elements:,} elements>"
         )
+
+
+def _listed(steps: set[int]) -> str:
+    shown = sorted(steps)
+    return ", ".join(map(str, shown)) if len(shown) <= 12 else f"{shown[:6]} ... {shown[-6:]}"
 
 
 def _layouts_of(storage: Storage, header: Header, commits: tuple[Commit, ...]) -> dict[int, StoredLayout]:
