@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradtrace.convert.verify import verify
     from gradtrace.evidence.confirm import confirm
     from gradtrace.evidence.criterion import criteria
+    from gradtrace.evidence.explain import explain
     from gradtrace.evidence.mask import Mask
     from gradtrace.evidence.score import Scores, score
     from gradtrace.evidence.select import select
@@ -40,6 +41,7 @@ __all__ = [
     "confirm",
     "convert_",
     "criteria",
+    "explain",
     "load",
     "plan",
     "save",
@@ -59,6 +61,7 @@ _HOME = {
     "confirm": "evidence.confirm",
     "convert_": "convert.surgery",
     "criteria": "evidence.criterion",
+    "explain": "evidence.explain",
     "load": "convert.saving",
     "plan": "convert.planning",
     "save": "convert.saving",

@@ -157,6 +157,25 @@ def test_plan_writes_plan_and_mask(home: Home, extra: tuple[str, ...]) -> None:
     assert mask["0.weight"].shape == (96, 40)
 
 
+def test_explain_counts_reasons_and_measures_three_arms(home: Home) -> None:
+    options = ("--density", "0.3", "--q", "0.2", "--mask-out", "mask.safetensors")
+    data = home.json("explain", *RUN, *options, *BOTH)
+    for counts in data["parameters"].values():
+        assert set(counts) == set(data["reasons"])
+    assert sum(data["parameters"]["0.weight"].values()) == 96 * 40
+    assert data["parameters"]["0.weight"]["never_supported"] >= 7 * 96
+    assert set(data["quality"]) == {"zero", "reset", "keep"}
+    assert data["quality"]["zero"] != data["quality"]["keep"] != data["quality"]["reset"]
+    assert gt.Mask.load(home.path / "mask.safetensors").density == pytest.approx(data["density"])
+
+
+def test_explain_in_words(home: Home) -> None:
+    result = home.run("explain", *RUN)
+    assert result.exit_code == 0
+    assert ": never supported by any step" in result.stdout
+    assert "expected both or neither, got one" in home.fails("explain", *RUN, *MODEL)
+
+
 def test_plan_by_false_discovery_rate(home: Home) -> None:
     data = home.json(
         "plan", *RUN, "--by", "init", "--fdr", "0.05", "--granularity", "element", "--tokens", "8"

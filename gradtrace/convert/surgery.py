@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradtrace.convert.arms import Arm, check_arm, drop_
 from gradtrace.convert.linears import LinearLayer, replace
 from gradtrace.convert.masks import masks_by_name
 from gradtrace.convert.matching import check_replaceable, match_layers
@@ -17,6 +17,9 @@ from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.errors import InvalidValueError, UnsupportedError
 from gradtrace.structure.plan import DENSE, Plan
+
+if TYPE_CHECKING:
+    from gradtrace.ledger.reader import Ledger
 
 __all__ = ["apply_mask_", "convert_"]
 
@@ -42,31 +45,49 @@ def convert_(model: Model, plan: Plan, masked: bool = False) -> Model:
     check_replaceable(chosen.values())
     built = {name: RoutedLinear.from_linear(layer.module, plan[name]) for name, layer in chosen.items()}
     if masked:
-        _zero(_masks(plan, layers, [name for name in plan if plan[name].choice == DENSE]))
+        drop_(_masks(plan, layers, [name for name in plan if plan[name].choice == DENSE]), "zero")
     for name, layer in chosen.items():
         replace(layer, built[name])
     return model
 
 
-def apply_mask_(model: Model, mask: Mapping[str, NDArray[np.bool_]] | Plan, masked: bool = False) -> Model:
+def apply_mask_(
+    model: Model,
+    mask: Mapping[str, NDArray[np.bool_]] | Plan,
+    masked: bool = False,
+    *,
+    dropped: Arm = "zero",
+    ledger: Ledger | None = None,
+) -> Model:
     """Zero, in place, the weights that `mask` drops; the model is returned.
 
     For a Plan this gives the dense model that `convert_` with the same arguments must equal: layers that the
-    plan leaves dense are left as they are, unless `masked`.
+    plan leaves dense are left as they are, unless `masked`. `dropped` says what becomes of the dropped:
+    "zero"; "reset", the opening balance that `ledger` holds, as it was, without the decay since; "keep",
+    nothing, which is the model to compare the other two with. A plan's are always zero.
 
     Raises:
-        MismatchError: the mask or plan is for another model.
+        MismatchError: the mask or plan is for another model, or the ledger of another run.
         StateError: a plan's layer has been converted already.
         UnsupportedError: a plan's layer whose weight is computed by a hook: it would undo the mask.
-        InvalidValueError: an entry that is no bool array, or what is no nn.Module.
+        InvalidValueError: an entry that is no bool array, what is no nn.Module, another `dropped`, or "reset"
+            without a ledger.
     """
     check_model(model)
+    check_arm(dropped, ledger)
     if isinstance(mask, Plan):
+        if dropped != "zero":
+            raise InvalidValueError(
+                "dropped",
+                expected="'zero' for a plan: its sub-operators leave out what is dropped",
+                got=repr(dropped),
+                remedy="apply the mask itself",
+            )
         layers = match_layers(model, _shapes(mask), "the plan")
         names = list(mask) if masked else list(mask.converted)
-        _zero(_masks(mask, layers, names))
+        drop_(_masks(mask, layers, names), "zero")
     else:
-        _zero(list(masks_by_name(model, mask).values()))
+        drop_(masks_by_name(model, mask), dropped, ledger)
     return model
 
 
@@ -78,16 +99,9 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _masks(
     plan: Plan, layers: Mapping[str, LinearLayer], names: Iterable[str]
-) -> list[tuple[Tensor, NDArray[np.bool_]]]:
+) -> dict[str, tuple[Tensor, NDArray[np.bool_]]]:
     found = [(layers[name], plan[name].mask) for name in names]
     for layer, kept in found:
         if not layer.has_weight and not kept.all():
             raise UnsupportedError(f"layer '{layer.name}' cannot be masked: {layer.obstacle}")
-    return [(layer.module.weight, kept) for layer, kept in found]
-
-
-@torch.no_grad()
-def _zero(masks: list[tuple[Tensor, NDArray[np.bool_]]]) -> None:
-    for parameter, kept in masks:
-        if not kept.all():
-            parameter.masked_fill_(torch.from_numpy(~kept).to(parameter.device), 0)
+    return {layer.name: (layer.module.weight, kept) for layer, kept in found}

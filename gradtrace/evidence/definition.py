@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -43,7 +43,7 @@ class Study:
     `weights` are float32 or float64 arrays of at least two dimensions, all finite. `records` has the same
     names, or is None without a ledger. `classes` maps a name to its module's class names, most specific
     first; `rounding` to the relative precision of the stored weight (2^-7 for bfloat16). `accumulators` are
-    the names of what the ledger recorded.
+    the names of what the ledger recorded, `inputs` its records of modules' inputs by the module's name.
     """
 
     weights: Mapping[str, NDArray[np.floating[Any]]]
@@ -51,6 +51,7 @@ class Study:
     classes: Mapping[str, tuple[str, ...]]
     rounding: Mapping[str, float]
     accumulators: frozenset[str] = frozenset()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, name: str) -> ParameterRecord:
         """The ledger's record of a parameter; only criteria of kind "ledger" may ask."""
@@ -60,6 +61,26 @@ class Study:
     def total(self, name: str, accumulator: str) -> Array:
         """A recorded sum of a parameter, float64; only criteria whose `needs` name it may ask."""
         return np.asarray(getattr(self.record(name), accumulator), np.float64)
+
+    def offers(self, name: str, accumulator: str) -> bool:
+        """Whether a sum was recorded, and of this parameter too: evidence below the step not always is."""
+        asked = getattr(self.record(name), "offers", None)
+        return accumulator in self.accumulators and (asked is None or bool(asked(accumulator)))
+
+    def input_squares(self, name: str) -> Array:
+        """Sum of the squares of what a parameter is multiplied with, flat, from the ledger.
+
+        Raises UnknownNameError where the inputs of its module were not recorded.
+        """
+        module = self.record(name).info.module
+        if module not in self.inputs:
+            raise UnknownNameError(
+                f"moments of the inputs of {name!r}",
+                expected="them in the ledger",
+                got="none recorded of its module",
+                remedy="pass inputs= with those of every parameter",
+            )
+        return np.asarray(self.inputs[module].sumsq, np.float64)
 
     def weight(self, name: str) -> Array:
         """The final weight in float64."""

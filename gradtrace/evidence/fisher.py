@@ -3,7 +3,9 @@
 As `fisher-step`, with the squares taken position by position (tokens, pixels) or sample by sample before
 they are summed: the empirical Fisher's diagonal (Theis et al. 2018, arXiv 1801.05787; Singh and Alistarh
 2020, arXiv 2004.14340), in which noise does not average out. Recorded on sampled steps only; the number of
-steps changes no order within a parameter.
+steps changes no order within a parameter. A parameter that was recorded at the level of steps only, because
+its module could not be watched, is scored by its squared step gradients as `fisher-step` does; compare such
+scores with those of other parameters (scope "global") with care.
 """
 
 from __future__ import annotations
@@ -45,10 +47,11 @@ def judge_fisher(
     accumulator = UNITS[unit or recorded[0]]
 
     def judge(name: str) -> Finding:
+        own = accumulator if study.offers(name, accumulator) else "grad_sumsq"
         return Finding(
             tempered(
                 study.weight(name),
-                study.total(name, accumulator),
+                study.total(name, own),
                 exponent=exponent,
                 per_row=per_row,
                 outputs=study.axes(name)[0],

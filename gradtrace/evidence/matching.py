@@ -45,6 +45,7 @@ def study_of(ledger: Ledger | None, weights: Weights) -> Study:
         classes={name: _class(name, chosen[name], weights, records) for name in arrays},
         rounding={name: weights.rounding[chosen[name]] for name in arrays},
         accumulators=frozenset() if ledger is None else frozenset(ledger.accumulators),
+        inputs=getattr(ledger, "inputs", {}),
     )
 
 

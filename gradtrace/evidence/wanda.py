@@ -7,6 +7,7 @@ scope="row".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -30,15 +31,16 @@ def judge_wanda(study: Study, *, inputs: Mapping[str, Any] | None = None) -> Jud
 
     `inputs`: parameter name -> sum or mean of the squares of each of its layer's inputs, from calibration
     data: as many numbers as the parameter has inputs (shape[1] of a Linear, shape[0] of an Embedding or of
-    Hugging Face's Conv1D), or of the shape of one output's weights (shape[1:] of a convolution). Left out,
-    the ledger's own input moments are taken. Raises InvalidValueError, UnknownNameError or MismatchError for
-    what are no such numbers.
+    Hugging Face's Conv1D), or of the shape of one output's weights (shape[1:] of a convolution), flat or not,
+    group after group. Left out, the ledger's own input moments are taken.
+
+    Raises InvalidValueError, UnknownNameError or MismatchError for what are no such numbers.
     """
     moments = None if inputs is None else _checked(study, inputs)
 
     def judge(name: str) -> Finding:
         weight = np.abs(study.weight(name))
-        moment = study.total(name, MOMENT) if moments is None else moments[name]
+        moment = study.input_squares(name) if moments is None else moments[name]
         return Finding(weight * np.sqrt(_beside(study, name, moment)))
 
     return judge
@@ -83,6 +85,10 @@ def _beside(study: Study, name: str, moment: Array) -> Array:
         return moment.reshape([-1 if one == axis else 1 for one in range(len(shape))])
     if axis == 1 and moment.shape == shape[1:]:
         return moment[None]
+    groups, rest = divmod(moment.size, max(math.prod(shape[1:]), 1))
+    if axis == 1 and moment.ndim == 1 and groups and not rest and shape[0] % groups == 0:
+        # Group after group, as the ledger has them: the outputs of a group share its inputs.
+        return np.repeat(moment.reshape(groups, *shape[1:]), shape[0] // groups, axis=0)
     raise MismatchError(
         f"input moments of {name!r}",
         expected=f"{shape[axis]} numbers, one an input" + (f", or shape {shape[1:]}" if axis == 1 else ""),

@@ -17,6 +17,7 @@ class MemoryLedger(Mapping[str, Any]):
         self._records = dict(records)
         self.accumulators = dict.fromkeys(accumulators, "float32")
         self.run_id, self.steps = "run-1", 7
+        self.inputs: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         return self._records[name]
@@ -60,6 +61,7 @@ def memory_ledger(
             aliases=(aliases or {}).get(name, ()),
             module_class=module_class,
             orientation=orientation,
+            module="",
         )
         records[name] = SimpleNamespace(
             name=name, shape=shape, info=info, history=history, windows=windows, steps=steps, **record

@@ -97,6 +97,21 @@ def test_options_out_of_range_are_refused(
         score(ledger, {"w": np.ones((1, 2))}, "fisher", **options)
 
 
+def test_a_parameter_without_evidence_below_the_step_is_scored_by_its_steps(
+    make_ledger: Callable[..., Any],
+) -> None:
+    squares = {"w": np.full((1, 2), 3.0), "v": np.full((1, 2), 5.0)}
+    ledger = make_ledger(
+        {"w": (1, 2), "v": (1, 2)},
+        accumulators=("grad_sumsq", "position_sumsq"),
+        grad_sumsq={name: 2 * one for name, one in squares.items()},
+        position_sumsq=squares,
+    )
+    ledger["v"].offers = lambda accumulator: accumulator == "grad_sumsq"
+    scores = score(ledger, {name: np.ones((1, 2)) for name in squares}, "fisher")
+    assert (scores["w"].tolist(), scores["v"].tolist()) == ([[3, 3]], [[10, 10]])
+
+
 def test_movement_is_minus_the_sum_of_gradient_times_weight(make_ledger: Callable[..., Any]) -> None:
     total = np.array([[1.5, 0.0, -2.0]])
     ledger = make_ledger({"w": (1, 3)}, accumulators=("grad_weight",), grad_weight={"w": total})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,26 @@ def test_a_convolutions_inputs_are_channels_or_places(shape: tuple[int, ...]) ->
 
 
 def test_what_the_ledger_recorded_is_taken_where_nothing_is_passed(make_ledger: Callable[..., Any]) -> None:
-    ledger = make_ledger({"w": (4, 3)}, accumulators=("input_sumsq",), input_sumsq={"w": np.array([4, 9, 0])})
+    ledger = make_ledger({"w": (4, 3)}, accumulators=("input_sumsq",))
+    ledger.inputs = {"": SimpleNamespace(sumsq=np.array([4.0, 9.0, 0.0]))}
     found = score(ledger, {"w": WEIGHT}, "wanda")["w"]
     np.testing.assert_allclose(found, np.abs(WEIGHT) * [[2, 3, 0]], rtol=1e-12)
+
+
+def test_a_module_whose_inputs_were_not_recorded_is_named(make_ledger: Callable[..., Any]) -> None:
+    ledger = make_ledger({"w": (4, 3)}, accumulators=("input_sumsq",))
+    with pytest.raises(UnknownNameError, match=r"moments of the inputs of 'w'.*none recorded.*Pass inputs="):
+        score(ledger, {"w": WEIGHT}, "wanda")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_groups_of_a_convolution_have_inputs_of_their_own(groups: int) -> None:
+    weight = np.ones((6, 2, 3))
+    moment = np.random.default_rng(1).random(groups * 6)
+    found = score(None, {"w": weight}, "wanda", inputs={"w": moment})["w"]
+    for output in range(6):
+        own = moment.reshape(groups, 2, 3)[output // (6 // groups)]
+        np.testing.assert_allclose(found[output], np.sqrt(own), rtol=1e-12)
 
 
 def test_without_a_ledger_and_inputs_the_way_out_is_named() -> None:
@@ -57,6 +75,7 @@ def test_without_a_ledger_and_inputs_the_way_out_is_named() -> None:
         ([1, 2, 3], InvalidValueError, "inputs: expected a mapping"),
         ({}, InvalidValueError, "every parameter scored, 'w' among them"),
         ({"v": [1, 2, 3]}, UnknownNameError, "unknown parameter in inputs 'v'"),
+        ({"w": [1, 2, 3] * 3}, MismatchError, "input moments of 'w'"),
         ({"w": [1, 2, 3, 4]}, MismatchError, r"input moments of 'w': expected 3 numbers, .*got shape \(4,\)"),
         ({"w": [1, -2, 3]}, InvalidValueError, "sums of squares: finite, from 0 up, got -2 to 3"),
         ({"w": [1, np.nan, 3]}, InvalidValueError, "sums of squares"),
