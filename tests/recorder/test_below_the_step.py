@@ -343,10 +343,9 @@ class Odd(nn.Module):
         hidden = self.seen(x)
         if self.odd == "never called":
             return functional.linear(hidden, self.other.weight, self.other.bias)
+        out: torch.Tensor = self.other(hidden)
         if self.odd == "functional as well":
-            out: torch.Tensor = self.other(hidden)
-            return out + functional.linear(x, self.other.weight, self.other.bias)
-        out = self.other(hidden)
+            out = out + functional.linear(x, self.other.weight, self.other.bias)
         return out
 
 
