@@ -10,7 +10,7 @@ import numpy as np
 
 from gradtrace.ledger.array_reader import StoredArray
 from gradtrace.ledger.commit import Commit
-from gradtrace.ledger.header import ACCUMULATORS
+from gradtrace.ledger.header import KNOWN
 from gradtrace.ledger.paths import entry_prefix, rank_name
 from gradtrace.ledger.storage import Storage
 
@@ -54,11 +54,11 @@ def entry_array(storage: Storage, commit: Commit, rank: int, accumulator: str, s
         f"{entry_prefix(entry.begin, entry.end, entry.generation)}/{name}",
         what=f"entry {entry.begin}-{entry.end} (generation {entry.generation}), array {name}",
         size=size,
-        dtype=ACCUMULATORS[accumulator],
+        dtype=KNOWN[accumulator],
         digest=commit.arrays[name],
     )
 
 
 def total_dtype(accumulator: str) -> type[np.float64] | type[np.int64]:
     """Return the dtype in which an accumulator's totals are added."""
-    return np.float64 if ACCUMULATORS[accumulator].startswith("float") else np.int64
+    return np.float64 if KNOWN[accumulator].startswith("float") else np.int64

@@ -73,7 +73,7 @@ def check_arrays(
                 "arrays", expected=", ".join(sorted(accumulators)), got=", ".join(sorted(map(str, arrays)))
             )
         for name, dtype in accumulators.items():
-            check_flat(name, arrays[name], dtype, layout.size(rank))
+            check_flat(name, arrays[name], dtype, layout.size(rank, name))
 
 
 def check_flat(what: str, array: object, dtype: str, size: int) -> None:

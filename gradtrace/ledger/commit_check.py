@@ -21,7 +21,7 @@ def check_commit(storage: Storage, header: Header, commit: Commit, stored: Store
     if commit.layout_digest != stored.digest:
         raise CorruptLedgerError(f"{where} knows another layout {entry.layout}")
     with reading(where):
-        check_details(entry.details, len(stored.layout.parameters))
+        check_details(entry.details, len(stored.layout.parameters), len(stored.layout.inputs))
     for rank in range(len(stored.layout.ranks)):
         for accumulator in header.accumulators:
             name = f"{rank_name(rank)}/{accumulator}"

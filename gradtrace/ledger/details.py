@@ -10,6 +10,7 @@ from typing import Any
 
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.encoding import JSON, field, integer
+from gradtrace.ledger.watched import check_watched
 
 __all__ = ["COUNTS", "Update", "check_details", "joined", "updates_of"]
 
@@ -31,8 +32,8 @@ class Update:
     settings: Mapping[str, JSON] = member(hash=False)
 
 
-def check_details(details: Mapping[str, Any], parameters: int) -> None:
-    """Check `counts` and `groups`, where they are, against the number of parameters of the entry's layout.
+def check_details(details: Mapping[str, Any], parameters: int, inputs: int = 0) -> None:
+    """Check `counts`, `groups` and `watched`, where they are, against the sizes of the entry's layout.
 
     Raises:
         InvalidValueError: they are not as docs/ledger-format.md says.
@@ -57,6 +58,8 @@ def check_details(details: Mapping[str, Any], parameters: int) -> None:
                         "run of a group", expected="[steps, settings]", got=repr(run)[:80]
                     )
                 integer(run[0], "steps of a run")
+    if "watched" in details:
+        check_watched(details["watched"], parameters, inputs)
 
 
 def updates_of(details: Mapping[str, Any], parameter: int) -> tuple[Update, ...]:

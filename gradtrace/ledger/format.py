@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from gradtrace.ledger.entry import Entry
-from gradtrace.ledger.header import ACCUMULATORS, FORMAT
+from gradtrace.ledger.header import ACCUMULATORS, BELOW, FORMAT, KNOWN
+from gradtrace.ledger.inputs import InputInfo
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.piece import Piece
 
-__all__ = ["ACCUMULATORS", "FORMAT", "Entry", "Layout", "ParameterInfo", "Piece"]
+__all__ = [
+    "ACCUMULATORS",
+    "BELOW",
+    "FORMAT",
+    "KNOWN",
+    "Entry",
+    "InputInfo",
+    "Layout",
+    "ParameterInfo",
+    "Piece",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, enco
 from gradtrace.ledger.paths import COMMITS, parse_span
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["ACCUMULATORS", "FORMAT", "Header", "appendable_header", "read_header"]
+__all__ = ["ACCUMULATORS", "BELOW", "FORMAT", "KNOWN", "Header", "appendable_header", "read_header"]
 
 FORMAT = "1.0"
 ACCUMULATORS: Mapping[str, str] = MappingProxyType(
@@ -34,6 +34,19 @@ ACCUMULATORS: Mapping[str, str] = MappingProxyType(
         "window_votes": "int32",
     }
 )
+# Evidence below the step: in a ledger where it was asked for.
+BELOW: Mapping[str, str] = MappingProxyType(
+    {
+        "position_sumsq": "float32",
+        "position_support": "uint32",
+        "sample_sumsq": "float32",
+        "sample_support": "uint32",
+        "input_sum": "float32",
+        "input_sumsq": "float32",
+        "input_gram": "float32",
+    }
+)
+KNOWN: Mapping[str, str] = MappingProxyType({**ACCUMULATORS, **BELOW})
 _KEY = "gradtrace"
 
 
@@ -58,13 +71,23 @@ class Header:
     settings: Mapping[str, Any]
 
     @classmethod
-    def new(cls, settings: Mapping[str, object]) -> Header:
-        """Return the header of a new run; raises InvalidValueError for settings that are not JSON."""
+    def new(cls, settings: Mapping[str, object], below: Iterable[str] = ()) -> Header:
+        """Return the header of a new run, with these of BELOW beside ACCUMULATORS.
+
+        Raises:
+            InvalidValueError: `settings` are not JSON, or `below` names something else.
+        """
         if not isinstance(settings, Mapping):
             raise InvalidValueError("settings", expected="a mapping", got=type(settings).__name__)
         plain: Mapping[str, Any] = decode(encode(settings))
+        asked = tuple(below)
+        if strange := [name for name in asked if name not in BELOW]:
+            raise InvalidValueError("below", expected=", ".join(BELOW), got=repr(strange)[:80])
+        accumulators = MappingProxyType(
+            {name: dtype for name, dtype in KNOWN.items() if name in ACCUMULATORS or name in asked}
+        )
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(FORMAT, uuid.uuid4().hex, created, __version__, ACCUMULATORS, MappingProxyType(plain))
+        return cls(FORMAT, uuid.uuid4().hex, created, __version__, accumulators, MappingProxyType(plain))
 
     @property
     def is_ours(self) -> bool:
@@ -126,10 +149,10 @@ def _parse(body: dict[str, Any], storage: Storage) -> Header:
     known = {}
     for name, dtype in field(body, "accumulators", dict).items():
         # Accumulators of later minor versions are not ours to judge.
-        if name in ACCUMULATORS and dtype != ACCUMULATORS[name]:
-            raise InvalidValueError(f"dtype of {name}", expected=ACCUMULATORS[name], got=repr(dtype)[:40])
-        if name in ACCUMULATORS:
-            known[name] = ACCUMULATORS[name]
+        if name in KNOWN and dtype != KNOWN[name]:
+            raise InvalidValueError(f"dtype of {name}", expected=KNOWN[name], got=repr(dtype)[:40])
+        if name in KNOWN:
+            known[name] = KNOWN[name]
     run = field(body, "run", dict)
     return Header(
         version,

@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradtrace.ledger.details import COUNTS
+from gradtrace.ledger.watched import is_known_watched, merged_watched
 
 __all__ = ["are_joinable", "merged_details"]
 
-_KNOWN = frozenset({"counts", "groups", "passed_cuts"})
+_KNOWN = frozenset({"counts", "groups", "passed_cuts", "watched"})
 
 
 def are_joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether `merged_details` loses nothing of these two: what it does not know it could not add.
 
-    Details that have no counts mean "not recorded", which a sum with others would hide.
+    Details that have no counts, or tell of no watched steps, mean "not recorded", which a sum with others
+    would hide.
     """
-    return _is_known(first) and _is_known(second) and ("counts" in first) == ("counts" in second)
+    alike = all((name in first) == (name in second) for name in ("counts", "watched"))
+    return alike and _is_known(first) and _is_known(second)
 
 
 def _is_known(details: Mapping[str, Any]) -> bool:
@@ -26,6 +29,7 @@ def _is_known(details: Mapping[str, Any]) -> bool:
         set(details) <= _KNOWN
         and isinstance(counts, Mapping)
         and set(counts) == set(COUNTS)
+        and ("watched" not in details or is_known_watched(details["watched"]))
         and isinstance(passed, int)
         and not isinstance(passed, bool)
     )
@@ -42,6 +46,8 @@ def merged_details(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             name: [sum(values) for values in zip(*(part["counts"][name] for part in parts), strict=True)]
             for name in COUNTS
         }
+    if "watched" in parts[0]:
+        merged["watched"] = merged_watched([part["watched"] for part in parts])
     if any("groups" in part for part in parts):
         merged["groups"] = _joined_groups([group for part in parts for group in part.get("groups", ())])
     if passed := sum(part.get("passed_cuts", 0) for part in parts):

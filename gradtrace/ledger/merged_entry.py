@@ -62,7 +62,7 @@ def write_merged(storage: Storage, header: Header, layout: StoredLayout, commits
     )
 
     def write(key: str, rank: int, accumulator: str) -> ArrayDigest:
-        size, dtype = layout.layout.size(rank), header.accumulators[accumulator]
+        size, dtype = layout.layout.size(rank, accumulator), header.accumulators[accumulator]
         parts = _added_chunks(storage, commits, rank, accumulator, size, dtype)
         return write_chunks(storage, key, size, dtype, parts)
 

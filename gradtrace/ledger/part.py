@@ -66,8 +66,6 @@ def check_parts(
     if len(parts) != len(layout.ranks):
         raise InvalidValueError("layout", expected=f"one of {len(parts)} ranks", got=str(len(layout.ranks)))
     for rank, part in enumerate(parts):
-        size = layout.size(rank)
-        chunks = -(-size // chunk_elements(size))
         if set(part) != set(accumulators):
             raise InvalidValueError(
                 f"arrays of rank {rank}",
@@ -75,6 +73,8 @@ def check_parts(
                 got=", ".join(sorted(part)),
             )
         for name, digest in part.items():
+            size = layout.size(rank, name)
+            chunks = -(-size // chunk_elements(size))
             if len(digest.chunks) != chunks:
                 raise InvalidValueError(
                     f"{name} of rank {rank}", expected=f"{chunks} chunks", got=str(len(digest.chunks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gradtrace.errors import CorruptLedgerError, EmptyLedgerError, InvalidValueError, UnknownNameError
@@ -14,6 +15,8 @@ from gradtrace.ledger.commit_store import all_stand, read_commits
 from gradtrace.ledger.details import Update
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
+from gradtrace.ledger.input_record import InputRecord
+from gradtrace.ledger.inputs import InputInfo
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.location import StorageOptions, storage_at
@@ -22,7 +25,7 @@ from gradtrace.ledger.record import ParameterRecord
 from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.sums import Sums
 
-__all__ = ["Ledger", "ParameterRecord", "Update"]
+__all__ = ["InputRecord", "Ledger", "ParameterRecord", "Update"]
 
 
 class Ledger(Mapping[str, ParameterRecord]):
@@ -59,6 +62,21 @@ class Ledger(Mapping[str, ParameterRecord]):
                 infos[info.name] = info
                 places.setdefault(info.name, {})[number] = index
                 self._aliases |= dict.fromkeys(info.aliases, info.name)
+        modules: dict[str, InputInfo] = {}
+        spots: dict[str, dict[int, int]] = {}
+        for number, stored in layouts.items():
+            for index, inputs in enumerate(stored.layout.inputs):
+                if modules.setdefault(inputs.module, inputs) != inputs:
+                    raise CorruptLedgerError(
+                        f"{storage.location}: inputs of {inputs.module!r} change in layout {number}"
+                    )
+                spots.setdefault(inputs.module, {})[number] = index
+        self._inputs = {
+            name: InputRecord(
+                inputs, sums=sums, accumulators=header.accumulators, entries=self._entries, places=spots[name]
+            )
+            for name, inputs in modules.items()
+        }
         self._records = {
             name: ParameterRecord(
                 info, sums=sums, accumulators=header.accumulators, entries=self._entries, places=places[name]
@@ -145,6 +163,11 @@ class Ledger(Mapping[str, ParameterRecord]):
     def accumulators(self) -> Mapping[str, str]:
         """The recorded accumulators, name to dtype on disk."""
         return self._header.accumulators
+
+    @property
+    def inputs(self) -> Mapping[str, InputRecord]:
+        """Moments of the inputs of modules, by the module's canonical name; empty if not recorded."""
+        return MappingProxyType(self._inputs)
 
     def __getitem__(self, name: str) -> ParameterRecord:
         canonical = name if name in self._records else self._aliases.get(name)

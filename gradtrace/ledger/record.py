@@ -10,6 +10,7 @@ import numpy as np
 from gradtrace.errors import CorruptLedgerError, UnknownNameError
 from gradtrace.ledger.details import Update, joined, updates_of
 from gradtrace.ledger.entry import Entry
+from gradtrace.ledger.header import BELOW
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.sums import Sums
 
@@ -76,6 +77,48 @@ class ParameterRecord:
         return self._total("window_votes")
 
     @property
+    def position_sumsq(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sum over positions in watched steps of the square of what each contributed; float64.
+
+        What the positions of a step contribute adds up to the gradient that `grad_sum` adds.
+        """
+        return self._total("position_sumsq")
+
+    @property
+    def position_support(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Positions in watched steps that contributed; 0: none in the `watched_steps` seen; int64."""
+        return self._total("position_support")
+
+    @property
+    def sample_sumsq(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sum over samples in watched steps of the square of what each contributed; float64."""
+        return self._total("sample_sumsq")
+
+    @property
+    def sample_support(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Samples in watched steps that contributed; 0: none in the `watched_steps` seen; int64."""
+        return self._total("sample_support")
+
+    @property
+    def watched_steps(self) -> int:
+        """Of `steps`, those with evidence below the step."""
+        return self._watched("steps")
+
+    @property
+    def positions(self) -> int:
+        """Positions in the watched steps, such as tokens or pixels: uses of the parameter."""
+        return self._watched("positions")
+
+    @property
+    def samples(self) -> int:
+        """Samples in the watched steps."""
+        return self._watched("samples")
+
+    def offers(self, accumulator: str) -> bool:
+        """Whether the accumulator was recorded, and for this parameter too."""
+        return accumulator in self._accumulators and (accumulator not in BELOW or self.watched_steps > 0)
+
+    @property
     def opening(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The weights when recording of this parameter began; float32."""
         first = self._entries[0].layout
@@ -132,6 +175,14 @@ class ParameterRecord:
                 "accumulator",
                 expected=", ".join(sorted(self._accumulators)),
                 got=f"{accumulator}, not recorded",
+                remedy=f'record with below="{accumulator.split("_")[0]}s"' if accumulator in BELOW else "",
+            )
+        if not self.offers(accumulator):
+            raise UnknownNameError(
+                f"{accumulator} of {self.name!r}",
+                expected="a parameter with evidence below the step",
+                got=self._fallen() or "no watched step",
+                remedy="use its evidence of steps, such as grad_sumsq",
             )
         return self._naming(lambda: self._sums.total(accumulator, self._places))
 
@@ -141,6 +192,20 @@ class ParameterRecord:
                 f"count of {name!r}", expected="counts in every entry", got="some have none"
             )
         return sum(entry.details["counts"][name][self._places[entry.layout]] for entry in self._entries)
+
+    def _watched(self, name: str) -> int:
+        return sum(
+            entry.details["watched"]["counts"][name][self._places[entry.layout]]
+            for entry in self._entries
+            if "watched" in entry.details
+        )
+
+    def _fallen(self) -> str:
+        for entry in self._entries:
+            fallen = entry.details.get("watched", {}).get("fallen", {})
+            if reason := fallen.get(str(self._places[entry.layout])):
+                return f"evidence of steps only: {reason}"
+        return ""
 
     def _naming(self, read: Callable[[], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         try:

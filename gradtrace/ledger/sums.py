@@ -57,6 +57,24 @@ class Sums:
             raise ValueError("a parameter without a place in any layout")
         return whole
 
+    def input_total(self, accumulator: str, places: Mapping[int, int]) -> np.ndarray[Any, Any]:
+        """Return the sum over all entries of one module's input moments, flat, float64.
+
+        Args:
+            accumulator: which one.
+            places: layout number to the module's index among that layout's inputs.
+        """
+        whole: np.ndarray[Any, Any] | None = None
+        for number, index in places.items():
+            offset, size = self._layouts[number].layout.input_range(index, accumulator)
+            part = np.empty(size, total_dtype(accumulator))
+            with self._lasting(self._commits[number]):
+                self._read(number, 0, accumulator, offset, part)
+            whole = part if whole is None else np.add(whole, part, out=whole)
+        if whole is None:
+            raise ValueError("inputs without a place in any layout")
+        return whole
+
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""
         return self._gather(layout, index, None, np.float32)
@@ -81,7 +99,7 @@ class Sums:
         self, number: int, rank: int, accumulator: str | None, offset: int, flat: np.ndarray[Any, Any]
     ) -> None:
         """Fill `flat` with what stands from element `offset` on, all of it of one parameter."""
-        size = self._layouts[number].layout.size(rank)
+        size = self._layouts[number].layout.size(rank, accumulator)
         length, end = chunk_elements(size), offset + flat.size
         arrays = cache(partial(self._arrays, number, rank, accumulator, size))
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:

@@ -65,6 +65,7 @@ class LedgerWriter:
         settings: Mapping[str, object],
         overwrite: bool = False,
         storage_options: StorageOptions = None,
+        below: Collection[str] = (),
     ) -> LedgerWriter:
         """Begin a new run's ledger at `path` and return its writer; parent folders are made.
 
@@ -72,11 +73,12 @@ class LedgerWriter:
             LedgerExistsError: a ledger is there and `overwrite` is not set, or anything else but an empty
                 directory is there.
             LedgerBusyError: another process is writing it.
-            InvalidValueError: `settings` are not JSON.
+            InvalidValueError: `settings` are not JSON, or `below`, the accumulators of evidence below the
+                step, names something else.
             StorageError: the disk failed; nothing is left behind.
         """
         storage = storage_at(path, storage_options)
-        header = Header.new(settings)
+        header = Header.new(settings, below)
         return cls(storage, create_ledger(storage, header, overwrite=overwrite), header)
 
     @classmethod
@@ -117,6 +119,11 @@ class LedgerWriter:
     def settings(self) -> Mapping[str, Any]:
         """What `create` was given."""
         return self._header.settings
+
+    @property
+    def accumulators(self) -> Mapping[str, str]:
+        """The arrays that every entry must have, name to dtype."""
+        return self._header.accumulators
 
     @property
     def end(self) -> int:
@@ -277,7 +284,7 @@ class LedgerWriter:
                 remedy="call add_layout first",
             )
         plain = decode(encode(details))
-        check_details(plain, len(stored.layout.parameters))
+        check_details(plain, len(stored.layout.parameters), len(stored.layout.inputs))
         return Entry(begin, end, self.generation, layout, windows, plain), stored
 
     def _keep(self, commit: Commit) -> Entry:
