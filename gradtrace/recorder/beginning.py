@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradtrace.errors import (
     UnsupportedError,
 )
 from gradtrace.ledger.creation import holds_nothing
-from gradtrace.ledger.format import Layout, ParameterInfo
+from gradtrace.ledger.format import BELOW, Layout, ParameterInfo
 from gradtrace.ledger.header import read_header
 from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.reader import Ledger
@@ -38,12 +38,14 @@ def open_writer(
     resume_at: int | None,
     settings: Mapping[str, object],
     storage_options: StorageOptions = None,
+    below: Collection[str] = (),
 ) -> LedgerWriter:
     """Create the ledger, or go on in the one that is there, from `resume_at` if that is given.
 
     Raises:
         LedgerNotFoundError: there is no ledger to resume in at a later step than the first.
         InvalidValueError: no entry ends at `resume_at`; the nearest step where one does is named.
+        MismatchError: the ledger there was not begun with these accumulators below the step.
     """
     if mode != "append" or holds_nothing(path, storage_options):
         if resume_at:
@@ -54,10 +56,22 @@ def open_writer(
                 remedy="put the ledger back, or leave resume_at out to begin a new one",
             )
         return LedgerWriter.create(
-            path, settings=settings, overwrite=mode == "overwrite", storage_options=storage_options
+            path,
+            settings=settings,
+            overwrite=mode == "overwrite",
+            storage_options=storage_options,
+            below=below,
         )
     writer = LedgerWriter.reopen(path, storage_options=storage_options)
     try:
+        known = [name for name in writer.accumulators if name in BELOW]
+        if set(known) != set(below):
+            raise MismatchError(
+                f"evidence below the step in the ledger {path!r}",
+                expected=", ".join(known) or "none",
+                got=", ".join(below) or "none",
+                remedy="go on with the below= that it was begun with, or begin another ledger",
+            )
         if resume_at is not None:
             end = writer.end
             writer.void(resume_at)

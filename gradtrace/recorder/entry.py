@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradtrace.ledger.format import ACCUMULATORS
+from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.marks import Marks, counts_of, packed, skips
 from gradtrace.recorder.updates import StepRecord, run_lengths
 from gradtrace.recorder.window import HostWindow
@@ -22,14 +23,17 @@ class OpenEntry:
 
     Attributes:
         arrays: the sums, by accumulator.
+        below: the evidence of its watched steps, where that is recorded; its arrays are among `arrays`.
         marks: for each window, what its steps did to the parameters; see `recorder.marks`.
     """
 
-    def __init__(self, begin: int, size: int) -> None:
+    def __init__(self, begin: int, size: int, below: EntrySums | None = None) -> None:
         self.begin = begin
         self.end = begin
         self.windows = 0
+        self.below = below
         self.arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
+        self.arrays |= {} if below is None else below.arrays
         self.marks: list[str] = []
         self._work = np.empty(size, np.float32)
         self._records: list[StepRecord] = []
@@ -56,4 +60,5 @@ class OpenEntry:
         """The JSON part of the commit, given the marks of all ranks: counts, and the optimizer's updates."""
         # A step that the fp16 scaler skipped moved no weight: it is no update.
         moved = [one for one, skip in zip(self._records, skips(marks), strict=True) if not skip]
-        return {"counts": counts_of(marks), "groups": run_lengths(moved)}
+        below = {} if self.below is None else self.below.details()
+        return {"counts": counts_of(marks), "groups": run_lengths(moved), **below}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -24,6 +25,8 @@ from gradtrace.ledger.location import StorageOptions
 from gradtrace.ledger.part import PartWriter
 from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.beginning import agreed_layout, known_support, open_writer
+from gradtrace.recorder.below.wanted import Wanted, Word
+from gradtrace.recorder.below.watched_steps import WatchedSteps
 from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.ranks import meeting_for
@@ -31,7 +34,7 @@ from gradtrace.recorder.roster import Roster
 from gradtrace.recorder.rounds import Rounds
 from gradtrace.recorder.scaling import scale_and_skip
 from gradtrace.recorder.settings import Mode, check_settings
-from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream
+from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream, WatchedStep
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import StepRecord, refuse_optimizer
 from gradtrace.recorder.window import DeviceWindow
@@ -67,12 +70,17 @@ class Recorder:
         together: whether the processes of torch.distributed record one model together, each its share; None:
             if the model is in DDP or holds DTensors (FSDP2, tensor parallel). Then all of them must make the
             Recorder, observe, commit and close at the same steps, with one path on storage that they share.
+        below: evidence below the step, in watched steps only: "positions" and "samples" (what single tokens
+            or pixels, and whole samples, contribute: squares and support), "inputs" (sums and sums of squares
+            of every layer's inputs) and "gram" (their Gram matrices).
+        below_every: one step of this many is watched, drawn at random from the number of the step.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
         InvalidValueError: a setting is out of range, or a pattern matches nothing.
         MismatchError: at the first step, the ledger to go on with is of a model of other shapes.
-        UnsupportedError: a parameter's gradient cannot be recorded; it is named.
+        UnsupportedError: a parameter's gradient cannot be recorded, or a module ties samples together whose
+            evidence is asked for; it is named.
         RankLostError: at a step, another rank did not come to where all must meet.
     """
 
@@ -90,6 +98,8 @@ class Recorder:
         resume_at: int | None = None,
         storage_options: StorageOptions = None,
         together: bool | None = None,
+        below: Word | Sequence[Word] = (),
+        below_every: int = 16,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         if resume_at is not None and mode != "append":
@@ -108,6 +118,12 @@ class Recorder:
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
         self._roster = Roster(model, selection)
         self._meeting = meeting_for(model, together)
+        self._below: WatchedSteps | None = None
+        if wanted := Wanted.of(below):
+            self._settings |= {"below": list(wanted.words), "below_every": below_every}
+            self._below = WatchedSteps(
+                model, self._roster.candidates, wanted, below_every, self._meeting.size
+            )
         self._beginning = Rounds(self._meeting, "a beginning")
         self._optimizers: dict[int, tuple[int, Optimizer]] = {}
         self._writer: LedgerWriter | None = None  # on rank 0
@@ -174,6 +190,7 @@ class Recorder:
         scale, skip = scale_and_skip(optimizer, scaler, window.device)
         if self.step % self._window_steps == 0:
             self._close_window()  # where an interrupt kept the last step from doing so
+        evidence = None if self._below is None else self._below.take(self.step, optimizer, scaler, skip)
         buffers = window.open()
         flags = buffers.flags[len(self._records)]
         # Counted first: an interrupt in the middle must not leave events of a step that nobody counts.
@@ -189,10 +206,14 @@ class Recorder:
             scale=scale,
             skip=skip,
         )
+        if evidence is not None:
+            stream.submit(WatchedStep(evidence))
         if self.step % self._window_steps == 0:
             self._close_window()
         if self.step % self._entry_steps == 0:
             stream.submit(Cut(window))
+        if self._below is not None:
+            self._below.begin(self.step)
         self._observe_seconds += perf_counter() - began
 
     def commit(self) -> int:
@@ -218,6 +239,8 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
+        if self._below is not None:
+            self._below.close()
         try:
             if self._stream is None:
                 if self._writer is not None:
@@ -258,6 +281,8 @@ class Recorder:
             self._close_window()
             self._stream.submit(Cut())
             self._stream.drain()
+        if self._below is not None:
+            self._below.look_again(self._roster.candidates)
         agreed = self._beginning.hold(self._roster.described, self._decide_layout)
         layout = Layout.from_json(agreed["layout"])
         own = RankLayout(layout, agreed["number"], agreed["generation"], self._meeting.rank)
@@ -269,14 +294,23 @@ class Recorder:
         known: list[npt.NDArray[np.bool_]] = []
         look = partial(known_support, self.path, agreed["run"], own, self._storage_options)
         self._beginning.hold(lambda: known.append(look()), lambda _: None)
-        self._stream.submit(BeginLayout(self.step, own, opening, known[0]))
+        below = () if self._below is None else self._below.accumulators
+        self._stream.submit(BeginLayout(self.step, own, opening, known[0], below))
         self._window = DeviceWindow(own.size, self._window_steps, len(layout.parameters), self._roster.device)
 
     def _decide_layout(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         layout = agreed_layout(parts)
+        if self._below is not None:
+            names = {info.name for info in layout.parameters}
+            layout = replace(layout, inputs=tuple(self._below.inputs(names)))
         if self._writer is None:
             self._writer = open_writer(
-                self.path, self._mode, self._resume_at, self._settings, self._storage_options
+                self.path,
+                self._mode,
+                self._resume_at,
+                self._settings,
+                self._storage_options,
+                () if self._below is None else self._below.accumulators,
             )
         writer = self._writer
         return {

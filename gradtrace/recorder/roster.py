@@ -49,6 +49,11 @@ class Roster:
         self.offsets: list[int] = []
         self.device = torch.device("cpu")
 
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The parameters that the selection lets in, frozen ones too, in the model's order."""
+        return list(self._candidates.values())
+
     def admits(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether a parameter is among these that trains and has no slot yet: a new layout must begin."""
         new = False

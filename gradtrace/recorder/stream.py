@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gradtrace.errors import RankLostError
+from gradtrace.recorder.below.entry_sums import EntrySums
+from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.entry import OpenEntry
 from gradtrace.recorder.updates import StepRecord
 from gradtrace.recorder.window import DeviceWindow, HostWindow
 
-__all__ = ["BeginLayout", "ClosedWindow", "Cut", "Stream"]
+__all__ = ["BeginLayout", "ClosedWindow", "Cut", "Stream", "WatchedStep"]
 
 
 # The disk may hold the training thread up for a hundredth of the run, or for two seconds of a short one.
@@ -30,12 +32,21 @@ class BeginLayout:
     """From step `begin` on, windows follow the layout `own`; `opening` is its flat float32 opening balance.
 
     `supported` marks, flat, the dependencies already known to have had an event. Both are this rank's share.
+    `below` names the accumulators of evidence below the step.
     """
 
     begin: int
     own: RankLayout
     opening: npt.NDArray[np.float32]
     supported: npt.NDArray[np.bool_]
+    below: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedStep:
+    """The evidence below the last step of the window that is open; it comes before the end of that window."""
+
+    evidence: StepEvidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +84,8 @@ class Stream:
 
     def __init__(self, committing: Committing, end: int) -> None:
         self._committing = committing
-        self._tasks: queue.Queue[BeginLayout | ClosedWindow | Cut | None] = queue.Queue()
+        self._below: tuple[str, ...] = ()
+        self._tasks: queue.Queue[BeginLayout | ClosedWindow | WatchedStep | Cut | None] = queue.Queue()
         self._failure: BaseException | None = None
         self._own: RankLayout | None = None
         self._open: OpenEntry | None = None
@@ -87,7 +99,7 @@ class Stream:
         self._thread = threading.Thread(target=self._run, name="gradtrace-ledger", daemon=True)
         self._thread.start()
 
-    def submit(self, task: BeginLayout | ClosedWindow | Cut) -> None:
+    def submit(self, task: BeginLayout | ClosedWindow | WatchedStep | Cut) -> None:
         """Queue a task; never raises, or the buffers of a closed window would be lost and waited for."""
         self._tasks.put(task)
 
@@ -141,15 +153,20 @@ class Stream:
                     task.home.release(task.window)
                 self._tasks.task_done()
 
-    def _do(self, task: BeginLayout | ClosedWindow | Cut) -> None:
+    def _do(self, task: BeginLayout | ClosedWindow | WatchedStep | Cut) -> None:
         if isinstance(task, BeginLayout):
             self._cut(None)
             self._finish_writing()
             self._committing.begin(task.own, task.opening)
             self._own, self._supported = task.own, task.supported
-            self._open = OpenEntry(task.begin, task.own.size)
+            self._below = task.below
+            self._open = self._new_entry(task.begin, task.own)
         elif isinstance(task, Cut):
             self._cut(task.home)
+        elif isinstance(task, WatchedStep):
+            assert self._open is not None, "a step came before its layout"
+            assert self._open.below is not None, "a watched step where none is recorded"
+            self._open.below.add(task.evidence)
         else:
             assert self._open is not None, "a window came before its layout"
             task.window.wait()
@@ -165,7 +182,11 @@ class Stream:
         self._finish_writing()
         self._writing = self._disk.submit(self._write, entry, own, self._passed, self._supported)
         self._passed = 0
-        self._open = OpenEntry(entry.end, own.size)
+        self._open = self._new_entry(entry.end, own)
+
+    def _new_entry(self, begin: int, own: RankLayout) -> OpenEntry:
+        below = EntrySums(self._below, own.layout, own.rank) if self._below else None
+        return OpenEntry(begin, own.size, below)
 
     def _disk_keeps_up(self, home: DeviceWindow) -> bool:
         while self._writing is not None and not self._writing.done():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gradtrace.ledger.format import InputInfo
+
 __all__ = ["InputPart", "ParameterPart", "StepEvidence", "to_host"]
 
 
@@ -21,12 +23,12 @@ class ParameterPart:
     samples: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class InputPart:
-    """The input moments of the module of this name, by accumulator."""
+    """Where a module's input moments lie in the flat arrays, by accumulator, and over how many positions."""
 
-    name: str
-    arrays: Mapping[str, torch.Tensor]
+    info: InputInfo
+    offsets: Mapping[str, int]
     positions: int
 
 
@@ -37,9 +39,10 @@ class StepEvidence:
     Attributes:
         arrays: by accumulator, flat; in the scale of the loss that was walked backward.
         parameters: the parts of them that count in this step.
-        inputs: input moments.
+        inputs: the parts of the input moments that count.
         factor: contributions times this add up to the gradient that is recorded: 1 / (loss scale * ranks).
         skip: not zero where the loss scaler skips the step; None without a scaler.
+        fallen: names of the parameters that have evidence of steps only, with the reason.
         ready: the CUDA event after which the copies are complete; None on the CPU.
     """
 
@@ -48,6 +51,7 @@ class StepEvidence:
     inputs: tuple[InputPart, ...]
     factor: float | torch.Tensor
     skip: torch.Tensor | None
+    fallen: Mapping[str, str]
     ready: torch.cuda.Event | None
 
     def wait(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gradtrace.ledger.format import InputInfo
 from gradtrace.recorder.below.eager import EagerSteps
+from gradtrace.recorder.below.input_index import input_index
 from gradtrace.recorder.below.kept_input import KeptInput
 from gradtrace.recorder.below.output_gradient import on_gradient
 from gradtrace.recorder.below.owners import Owner, owners, refuse_tied_samples, without_formula
@@ -66,6 +68,11 @@ class Watch:
         """Names of the parameters that have evidence of steps only, with the reason."""
         return {self._candidates[number].info.name: why for number, why in self._trust.fallen.items()}
 
+    def inputs(self, names: Collection[str]) -> list[InputInfo]:
+        """The modules whose inputs are summed, where the weights of these names are recorded."""
+        numbers = {number for number, one in enumerate(self._candidates) if one.info.name in names}
+        return [info for info, _ in input_index(self._owners, numbers)] if self._wanted.moments else []
+
     def begin(self) -> None:
         """Watch the step that begins here; what a step before left unfinished is dropped."""
         self.cancel()
@@ -75,8 +82,10 @@ class Watch:
         numbers = sorted(self._trained - set(self._trust.fallen))
         if not numbers:
             return
+        index = input_index(self._owners, numbers) if self._wanted.moments else []
         self._sums = StepSums(
             {number: self._candidates[number] for number in numbers},
+            [(info, owner.leaves["weight"]) for info, owner in index],
             self._wanted,
             totals=bool(self._trust.unchecked(numbers)),
         )
@@ -117,7 +126,7 @@ class Watch:
             grads_are_unscaled: whether `p.grad` was divided by it already.
             ranks: how many ranks the gradients are averaged over.
             skip: 0-d, not zero where the scaler will skip the step: then its evidence does not count.
-            add_over_ranks: adds a tensor up over the ranks, in place.
+            add_over_ranks: adds a tensor up over the ranks, in place; given on all ranks or on none.
         """
         sums = self._sums
         self.cancel()
@@ -130,10 +139,10 @@ class Watch:
             for number in sums.numbers
             if id(one := self._candidates[number].parameter) in ids and one.grad is not None
         }
+        if add_over_ranks is not None:
+            sums.add_up(add_over_ranks)
         self._trust.fall(sums.broken)
-        if sums.totals is not None:
-            if add_over_ranks is not None:
-                add_over_ranks(sums.totals)
+        if "total" in sums.arrays:
             factor = (
                 1.0 / ranks if loss_scale is None or not grads_are_unscaled else 1.0 / (loss_scale * ranks)
             )
@@ -145,7 +154,8 @@ class Watch:
                 sums.seen,
             )
         factor = 1.0 / ranks if loss_scale is None else 1.0 / (loss_scale * ranks)
-        return sums.evidence([number for number in grads if number not in self._trust.fallen], factor, skip)
+        standing = [number for number in grads if number not in self._trust.fallen]
+        return sums.evidence(standing, factor, skip, self.fallen)
 
     def _called(
         self, sums: StepSums, owner: Owner, module: nn.Module, args: Any, kwargs: Any, out: Any

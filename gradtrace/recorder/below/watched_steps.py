@@ -1,0 +1,106 @@
+"""Which steps are watched, and what a recorder takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import distributed, nn
+from torch.amp.grad_scaler import GradScaler, OptState
+from torch.optim import Optimizer
+
+from gradtrace.errors import InvalidValueError
+from gradtrace.ledger.format import InputInfo
+from gradtrace.recorder.below.step_evidence import StepEvidence
+from gradtrace.recorder.below.wanted import Wanted
+from gradtrace.recorder.below.watch import Watch
+from gradtrace.recorder.parameters import Candidate
+
+__all__ = ["WatchedSteps", "is_watched"]
+
+
+def is_watched(step: int, every: int) -> bool:
+    """Whether step number `step` is watched: one of each `every` in a row, drawn at random from their number.
+
+    The draw is splitmix64 of the number of the stretch, so that a run that is resumed watches the same steps.
+    """
+    stretch, place = divmod(step, every)
+    mask = 2**64 - 1
+    bits = (stretch + 1) * 0x9E3779B97F4A7C15 & mask
+    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB & mask
+    return (bits ^ (bits >> 31)) % every == place
+
+
+class WatchedSteps:
+    """Arms a Watch for the steps that are drawn, and hands over what it found.
+
+    The first step after a start is always watched and used only if it was drawn: until the ledger is open,
+    its number is not known.
+
+    Args:
+        model: the module that trains.
+        candidates: the parameters that may be recorded.
+        wanted: which sums are taken.
+        every: one step of this many is watched.
+        ranks: how many processes train the model together.
+
+    Raises:
+        InvalidValueError: `every` is no whole number of at least 1.
+        UnsupportedError: samples are wanted, and a module ties samples together; it is named.
+    """
+
+    def __init__(
+        self, model: nn.Module, candidates: Sequence[Candidate], wanted: Wanted, every: int, ranks: int
+    ) -> None:
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise InvalidValueError("below_every", expected="a whole number, at least 1", got=repr(every))
+        self._model, self._wanted, self._every, self._ranks = model, wanted, every, ranks
+        self._candidates = list(candidates)
+        self._watch = Watch(model, candidates, wanted)
+        self._watch.begin()
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        """What an entry must hold for it."""
+        return (*self._wanted.accumulators, *self._wanted.moments)
+
+    def look_again(self, candidates: Sequence[Candidate]) -> None:
+        """Watch the parameters that the model has now, if they are others than before."""
+        if [id(one.parameter) for one in candidates] != [id(one.parameter) for one in self._candidates]:
+            self.close()
+            self._candidates = list(candidates)
+            self._watch = Watch(self._model, candidates, self._wanted)
+
+    def inputs(self, names: Collection[str]) -> list[InputInfo]:
+        """The modules whose inputs are summed, where the weights of these names are recorded."""
+        return self._watch.inputs(names)
+
+    def take(
+        self, step: int, optimizer: Optimizer, scaler: GradScaler | None, skip: torch.Tensor | None
+    ) -> StepEvidence | None:
+        """Return the evidence of the step that ends here; None where it was not drawn."""
+        if not is_watched(step, self._every):
+            self._watch.cancel()
+            return None
+        scale, unscaled = None, False
+        if scaler is not None and scaler.is_enabled():
+            scale = scaler._get_scale_async()
+            unscaled = scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
+        return self._watch.end(
+            (parameter for group in optimizer.param_groups for parameter in group["params"]),
+            loss_scale=scale,
+            grads_are_unscaled=unscaled,
+            ranks=self._ranks,
+            skip=skip,
+            add_over_ranks=distributed.all_reduce if self._ranks > 1 else None,
+        )
+
+    def begin(self, step: int) -> None:
+        """Watch the step that begins here, if it was drawn."""
+        if is_watched(step, self._every):
+            self._watch.begin()
+
+    def close(self) -> None:
+        """Take every hook away."""
+        self._watch.cancel()
