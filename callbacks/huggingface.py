@@ -14,6 +14,7 @@ from typing_extensions import override
 from gradtrace.callbacks.huggingface_trainer import (
     Undo,
     before_clipping,
+    before_saving,
     calling_trainer,
     on_error,
     refuse_trainer,
@@ -40,8 +41,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
     and a summary is printed when training ends. Saving a checkpoint commits and notes the step in its
     trainer_state.json; resuming from it goes on at that step, and what was recorded after it is void. A
     second `train` of the same trainer goes on in the same ledger. What stops an epoch, an interrupt too,
-    leaves everything before it committed. Under DDP the gradients are equal on all ranks and rank 0 records
-    them.
+    leaves everything before it committed. Under DDP each rank records its share of the parameters, all in
+    the one `path` on storage that they share; what stops an epoch there leaves the entries before it.
 
     With `restore_callback_states_from_checkpoint=True` the Trainer builds this callback anew from what the
     checkpoint says, `path` included: as for any callback, only for checkpoints that you trust. Then what
@@ -100,14 +101,17 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         """What the recording amounts to so far; None before the first `train`."""
         return None if self._recorder is None else self._recorder.summary()
 
-    def close(self) -> None:
-        """Commit what is recorded and release the ledger; `train` does this itself, also when it fails."""
+    def close(self, *, failed: bool = False) -> None:
+        """Commit what is recorded and release the ledger; `train` does this itself, also when it fails.
+
+        After an error (`failed`), several ranks commit nothing more.
+        """
         self._trainer = None
         while self._undo:
             self._undo.pop()()
         if self._recorder is not None:
             try:
-                self._recorder.close()
+                self._recorder.close(failed=failed)
             finally:
                 if self._recorder.run_id is not None:
                     self._written = self._model
@@ -116,7 +120,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.close(failed=error[:1] != (None,))
 
     @override
     def on_train_begin(
@@ -131,8 +135,6 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         self.close()
         trainer = calling_trainer()
         refuse_trainer(trainer)
-        if not state.is_world_process_zero:
-            return
         assert model is not None, "the Trainer hands its model to every event"
         # Not a resumed run: what the state holds then is this callback's own note of an earlier `train`.
         checkpoints = self._checkpoints(state) if state.global_step else []
@@ -148,10 +150,15 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             mode=mode,
             resume_at=resume_at,
             storage_options=self._storage_options,
+            together=trainer.accelerator.num_processes > 1,
             **self._settings,
         )
         self._trainer, self._model, self._observed, self._reported = trainer, model, False, 0
-        self._undo = [before_clipping(trainer, self._observe), on_error(trainer, self._fail)]
+        self._undo = [
+            before_clipping(trainer, self._observe),
+            before_saving(trainer, self._commit),
+            on_error(trainer, self._fail),
+        ]
 
     @override
     def on_pre_optimizer_step(
@@ -203,7 +210,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             return
         self.close()
         summary = self._recorder.summary()
-        if summary.steps:
+        if summary.steps and state.is_world_process_zero:
             print(summary)
 
     @override
@@ -211,7 +218,9 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         """Commit, and say how far the ledger is: what a checkpoint keeps in its trainer_state.json."""
         noted = None
         if self._recorder is not None:
-            steps = self._recorder.commit()
+            # Only one rank comes here; all of them committed before they began to save.
+            alone = self._recorder.ranks == 1
+            steps = self._recorder.commit() if alone else self._recorder.committed
             if self._recorder.run_id is not None:
                 noted = {"run_id": self._recorder.run_id, "steps": steps}
         # `mode` is left out: a file must not be what allows a ledger to be replaced; and `storage_options`,
@@ -225,8 +234,12 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             self._recorder.observe(optimizer)
             self._observed = True
 
+    def _commit(self) -> None:
+        if self._recorder is not None:
+            self._recorder.commit()
+
     def _report(self) -> None:
-        if self._trainer is None or self._recorder is None:
+        if self._trainer is None or self._recorder is None or not self._trainer.is_world_process_zero():
             return
         summary = self._recorder.summary()
         if summary.steps > self._reported:
@@ -250,7 +263,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
 
     def _fail(self, error: BaseException) -> None:
         try:
-            self.close()
+            self.close(failed=True)
         except GradtraceError as failure:
             # What stopped the training is what the user must see; the ledger's own trouble goes beside it.
             if failure is not error:

@@ -13,7 +13,7 @@ from gradtrace.errors import StateError, UnsupportedError
 from gradtrace.recorder.updates import refuse_optimizer
 from gradtrace.recorder.wrappers import bare_optimizer
 
-__all__ = ["before_clipping", "calling_trainer", "on_error", "refuse_trainer"]
+__all__ = ["before_clipping", "before_saving", "calling_trainer", "on_error", "refuse_trainer"]
 
 Undo = Callable[[], None]
 
@@ -82,6 +82,19 @@ def before_clipping(trainer: Trainer, do: Callable[[], None]) -> Undo:
         return clip_grad_norm_
 
     return _replace(accelerator, "clip_grad_norm_", around)
+
+
+def before_saving(trainer: Trainer, do: Callable[[], None]) -> Undo:
+    """Call `do` on every rank before this trainer saves a checkpoint; callbacks are only asked on one."""
+
+    def around(save: Callable[..., Any]) -> Callable[..., Any]:
+        def _save_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            do()
+            return save(*args, **kwargs)
+
+        return _save_checkpoint
+
+    return _replace(trainer, "_save_checkpoint", around)
 
 
 def on_error(trainer: Trainer, do: Callable[[BaseException], None]) -> Undo:

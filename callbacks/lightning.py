@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -34,9 +36,14 @@ class GradientLedger(Callback):
     dependencies never supported goes to the progress bar and to every logger when an entry is committed,
     and a summary is printed when training ends. Saving a checkpoint commits; resuming from it goes on at its
     step, and what was recorded after it is void. A second `fit` of the same model goes on in the same ledger;
-    one of another model needs a ledger of its own. `fast_dev_run` records into a temporary folder. Under DDP
-    the gradients are equal on all ranks and rank 0 records them. Under manual optimization a gradient is
-    recorded as it is when its optimizer steps: clipped, where `training_step` has clipped it.
+    one of another model needs a ledger of its own. `fast_dev_run` records into a temporary folder (on
+    several nodes, nowhere). Under manual optimization a gradient is recorded as it is when its optimizer
+    steps: clipped, where `training_step` has clipped it.
+
+    Under DDP each rank records its share of the parameters, under ModelParallelStrategy (FSDP2, tensor
+    parallel) what it holds of them; all write to the one `path`, on storage that they share. An error may
+    come to one rank alone: nothing more is committed then, and a checkpoint saved meanwhile notes the last
+    commit.
 
     Args:
         path: where the ledger will be; nothing is created before the first optimizer step.
@@ -84,6 +91,7 @@ class GradientLedger(Callback):
         self._resume: dict[str, Any] | None = None
         self._fitting = False
         self._reported = 0
+        self._around: BaseException | None = None  # what the caller of `fit` is handling
 
     @property
     def summary(self) -> Summary | None:
@@ -96,15 +104,17 @@ class GradientLedger(Callback):
         if not self._fitting:
             return
         _refuse_strategy(trainer)
-        if trainer.is_global_zero and not _dry(trainer):
+        if not _dry(trainer):
             # Only what is foreign can be refused yet: an explicit ckpt_path is not known here, and with it a
             # ledger of ours may be the one to go on with.
             check_destination(self.path, "append", self._storage_options)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        resumes = self._resume is not None or self._written is pl_module
-        if trainer.is_global_zero and not _dry(trainer) and not resumes:
+        # A sharded model's checkpoint is loaded only after this.
+        later = trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path is not None
+        resumes = self._resume is not None or self._written is pl_module or later
+        if not _dry(trainer) and not resumes:
             check_destination(self.path, self._mode, self._storage_options)
 
     @override
@@ -116,13 +126,12 @@ class GradientLedger(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             refuse_optimizer(optimizer)
-        if not trainer.is_global_zero:
-            return
-        self._reported, self._model = 0, pl_module
+        self._reported, self._model, self._around = 0, pl_module, sys.exception()
+        together = trainer.world_size > 1 and not isinstance(trainer.strategy, SingleDeviceStrategy)
         if _dry(trainer):
-            self._scratch = tempfile.TemporaryDirectory(prefix="gradtrace-")
-            path = os.path.join(self._scratch.name, "dev.ledger.zarr")
-            self._recorder = Recorder(pl_module, path, **self._settings)
+            if trainer.num_nodes == 1:
+                path = self._scratch_path(trainer)
+                self._recorder = Recorder(pl_module, path, together=together, **self._settings)
             return
         mode, resume_at = self._continuation(pl_module)
         self._recorder = Recorder(
@@ -131,6 +140,7 @@ class GradientLedger(Callback):
             mode=mode,
             resume_at=resume_at,
             storage_options=self._storage_options,
+            together=together,
             **self._settings,
         )
 
@@ -147,7 +157,7 @@ class GradientLedger(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._recorder is None:
+        if self._recorder is None or not trainer.is_global_zero:
             return
         summary = self._recorder.summary()
         if summary.steps > self._reported:
@@ -159,7 +169,16 @@ class GradientLedger(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._recorder is None or self._recorder.path != self.path:  # a fast_dev_run leaves none
             return {}
-        steps = self._recorder.commit()
+        if self._recorder.ranks > 1 and sys.exception() is not self._around:
+            # It may have come to this rank alone, for which no other would meet it to commit.
+            steps = self._recorder.committed
+            warnings.warn(
+                "a checkpoint is saved while an error is handled: nothing is committed to the ledger "
+                f"{self.path}, and resuming from it goes on after the last commit, at step {steps}",
+                stacklevel=2,
+            )
+        else:
+            steps = self._recorder.commit()
         return {"steps": steps, "run_id": self._recorder.run_id}
 
     @override
@@ -169,13 +188,14 @@ class GradientLedger(Callback):
         self._close()
         summary = self._recorder.summary()
         if summary.steps:
-            self._send(trainer, summary)
+            if trainer.is_global_zero:
+                self._send(trainer, summary)
             rank_zero_info(str(summary))
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         try:
-            self._close()
+            self._close(failed=True)
         except GradtraceError as failure:
             # What stopped the training is what the user must see; the ledger's own trouble goes beside it.
             if failure is not exception:
@@ -183,7 +203,14 @@ class GradientLedger(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
+        # After a fit that ended well, it is closed already.
+        self._close(failed=True)
+
+    def _scratch_path(self, trainer: Trainer) -> str:
+        if trainer.is_global_zero:
+            self._scratch = tempfile.TemporaryDirectory(prefix="gradtrace-")
+        folder: str = trainer.strategy.broadcast(self._scratch.name if self._scratch else "")
+        return os.path.join(folder, "dev.ledger.zarr")
 
     def _continuation(self, pl_module: LightningModule) -> tuple[Mode, int | None]:
         """How to open the ledger: as asked, or going on after a checkpoint or an earlier `fit`."""
@@ -197,16 +224,16 @@ class GradientLedger(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(summary.metrics(), step=trainer.global_step)
 
-    def _close(self) -> None:
+    def _close(self, *, failed: bool = False) -> None:
         if self._recorder is None:
             return
         try:
-            self._recorder.close()
+            self._recorder.close(failed=failed)
         finally:
             if self._scratch is not None:
                 self._scratch.cleanup()
                 self._scratch = None
-            elif self._recorder.run_id is not None:
+            elif self._recorder.run_id is not None and self._recorder.path == self.path:
                 self._written = self._model
 
 
@@ -216,9 +243,9 @@ def _dry(trainer: Trainer) -> bool:
 
 def _refuse_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise UnsupportedError(
             f"strategy {type(strategy).__name__}",
-            expected="single-device or DDP training, where p.grad is whole before the optimizer step",
-            remedy="use strategy='auto' on one device or strategy='ddp', or leave the callback out",
+            expected="one device, DDP or ModelParallelStrategy, where p.grad is a parameter's own gradient",
+            remedy="shard with ModelParallelStrategy (FSDP2), use strategy='ddp', or leave the callback out",
         )

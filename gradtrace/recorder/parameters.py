@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradtrace.errors import InvalidValueError, UnsupportedError
 from gradtrace.ledger.format import ParameterInfo
 from gradtrace.ledger.names import canonical
-from gradtrace.recorder.wrappers import bare_model
+from gradtrace.recorder.wrappers import bare_class, bare_model
 
 __all__ = ["Candidate", "Selection", "candidates", "check_recordable"]
 
@@ -123,7 +123,7 @@ def check_recordable(one: Candidate) -> None:
 
 
 def _candidate(one: _Found) -> Candidate:
-    kind = type(one.owner).__name__
+    kind = bare_class(one.owner).__name__
     name, *aliases = one.names
     if getattr(one.owner, "sparse", False) is True and isinstance(one.owner, nn.Embedding | nn.EmbeddingBag):
         raise UnsupportedError(

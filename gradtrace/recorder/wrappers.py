@@ -9,7 +9,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["bare_model", "bare_optimizer"]
+__all__ = ["bare_class", "bare_model", "bare_optimizer"]
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -19,6 +19,14 @@ def bare_model(model: nn.Module) -> nn.Module:
     ):
         model = model.module  # type: ignore[assignment]
     return model
+
+
+def bare_class(module: nn.Module) -> type[nn.Module]:
+    """The user's own class of a module; `fully_shard` puts one of its own, such as FSDPLinear, before it."""
+    kind = type(module)
+    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
+        return next(base for base in kind.__bases__ if base.__name__ != "FSDPModule")
+    return kind
 
 
 def bare_optimizer(optimizer: Optimizer) -> tuple[Optimizer, GradScaler | None]:
