@@ -13,6 +13,7 @@ from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.criterion import DEFAULT, criterion
 from gradtrace.evidence.matching import study_of
 from gradtrace.evidence.named_arrays import NamedArrays
+from gradtrace.evidence.same_run import check_same_run
 from gradtrace.evidence.weights import read_weights
 
 if TYPE_CHECKING:
@@ -52,13 +53,16 @@ def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: 
 
     Raises UnknownNameError for a criterion or option that does not exist and for an accumulator that was not
     recorded, InvalidValueError for a missing ledger, for weights that are not finite and for options out of
-    range, MismatchError for a ledger of another model, StateError for a ledger that does not tell the decay,
-    and UnsupportedError for tensors without readable values or a weight decay that cannot be replayed.
+    range, MismatchError for a ledger of another model or of another run (see `same_run`), StateError for a
+    ledger that does not tell the decay, and UnsupportedError for tensors without readable values or a weight
+    decay that cannot be replayed.
     """
     chosen = criterion(by)
     _check_ledger(ledger)
     study = study_of(ledger, read_weights(weights))
     judge = chosen.judge(study, options)
+    if ledger is not None and chosen.kind == "ledger":
+        check_same_run(study, ledger)
     scores, pvalues, evalues = {}, {}, {}
     for name in study.weights:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name

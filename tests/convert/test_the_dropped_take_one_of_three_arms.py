@@ -81,9 +81,7 @@ def test_other_arms_are_refused(options: dict[str, Any], match: str, run: Any) -
 def test_a_plan_only_zeroes(run: Any) -> None:
     ledger, _, trained, mask = run
     plan = gt.plan(trained, mask, tokens=8, refuse=False)
-    with pytest.raises(
-        InvalidValueError, match=r"dropped: expected 'zero' for a plan.*Apply the mask"
-    ):
+    with pytest.raises(InvalidValueError, match=r"dropped: expected 'zero' for a plan.*Apply the mask"):
         gt.apply_mask_(trained, plan, dropped="keep", ledger=ledger)
 
 
