@@ -21,6 +21,7 @@ from gradtrace.callbacks.huggingface_trainer import (
 )
 from gradtrace.errors import GradtraceError, InvalidValueError, UnsupportedError
 from gradtrace.ledger.location import StorageOptions, storage_at
+from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
@@ -55,6 +56,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         window_steps: steps in a window, the unit of batch means; 1 to 32767.
         entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
         threshold: an event is |g| > threshold.
+        overhead: share of a step that recording may take, e.g. 0.01; see `Recorder`. None: whatever it takes.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
 
@@ -72,10 +74,12 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         window_steps: int = 32,
         entry_steps: int = 512,
         threshold: float = 0.0,
+        overhead: float | None = None,
         mode: Mode = None,
         storage_options: StorageOptions = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
+        check_overhead(overhead)
         selection = Selection.of(include, exclude)
         storage_at(path, storage_options)
         self.path = os.fspath(path)
@@ -87,6 +91,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             "window_steps": window_steps,
             "entry_steps": entry_steps,
             "threshold": threshold,
+            "overhead": overhead,
         }
         self._recorder: Recorder | None = None
         self._trainer: Trainer | None = None  # while it trains

@@ -19,6 +19,7 @@ from typing_extensions import override
 from gradtrace.errors import GradtraceError, UnsupportedError
 from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.location import StorageOptions, storage_at
+from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
@@ -52,6 +53,7 @@ class GradientLedger(Callback):
         window_steps: steps in a window, the unit of batch means; 1 to 32767.
         entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
         threshold: an event is |g| > threshold.
+        overhead: share of a step that recording may take, e.g. 0.01; see `Recorder`. None: whatever it takes.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
 
@@ -69,10 +71,12 @@ class GradientLedger(Callback):
         window_steps: int = 32,
         entry_steps: int = 512,
         threshold: float = 0.0,
+        overhead: float | None = None,
         mode: Mode = None,
         storage_options: StorageOptions = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
+        check_overhead(overhead)
         Selection.of(include, exclude)
         storage_at(path, storage_options)
         self.path = os.fspath(path)
@@ -83,6 +87,7 @@ class GradientLedger(Callback):
             "window_steps": window_steps,
             "entry_steps": entry_steps,
             "threshold": threshold,
+            "overhead": overhead,
         }
         self._recorder: Recorder | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, encode, field
 from gradtrace.ledger.entry import Entry, Void
+from gradtrace.ledger.sampling import Sampling
 
 __all__ = ["ArrayDigest", "Commit", "decode_commit", "encode_commit", "span_of"]
 
@@ -68,8 +69,7 @@ def encode_commit(commit: Commit | Void, *, run: str, version: str) -> bytes:
             "kind": "entry",
             "layout": span.layout,
             "windows": span.windows,
-            "stride": 1,
-            "sampled": span.steps,
+            **span.sampling.to_json(),
             "details": dict(span.details),
             "layout_digest": commit.layout_digest,
             "digests": {name: digest.to_json() for name, digest in commit.arrays.items()},
@@ -97,6 +97,9 @@ def decode_commit(raw: bytes) -> tuple[str, Commit | Void]:
         layout=field(data, "layout", int),
         windows=field(data, "windows", int),
         details=field(data, "details", dict),
+        sampling=Sampling(
+            None if data.get("stride", 0) is None else field(data, "stride", int), field(data, "sampled", int)
+        ),
     )
     digests: dict[str, object] = field(data, "digests", dict)
     arrays = {name: ArrayDigest.from_json(value) for name, value in digests.items()}

@@ -11,6 +11,7 @@ from typing import Any
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.encoding import integer
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT, LARGEST_STEP
+from gradtrace.ledger.sampling import ALL_STEPS, Sampling
 
 __all__ = ["Entry", "Void"]
 
@@ -26,6 +27,7 @@ class Entry:
         layout: number of the layout that its flat arrays follow.
         windows: windows it holds.
         details: what the recorder added, in the order of the layout's parameters.
+        sampling: which part of the steps the sums were taken from; all of them where none is given.
     """
 
     begin: int
@@ -34,6 +36,7 @@ class Entry:
     layout: int
     windows: int
     details: Mapping[str, Any] = member(hash=False, repr=False)
+    sampling: Sampling = ALL_STEPS
 
     def __post_init__(self) -> None:
         _set_span(self)
@@ -42,6 +45,9 @@ class Entry:
         if not isinstance(self.details, Mapping):
             raise InvalidValueError("details", expected="a mapping", got=type(self.details).__name__)
         object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
+        if self.sampling is ALL_STEPS:
+            object.__setattr__(self, "sampling", Sampling(1, self.steps))
+        self.sampling.check(self.steps)
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,7 @@ def write_merged(storage: Storage, header: Header, layout: StoredLayout, commits
         entries[0].layout,
         sum(entry.windows for entry in entries),
         merged_details([entry.details for entry in entries]),
+        reduce(add, (entry.sampling for entry in entries)),
     )
 
     def write(key: str, rank: int, accumulator: str) -> ArrayDigest:

@@ -37,6 +37,7 @@ from gradtrace.ledger.parts import complete_parts
 from gradtrace.ledger.paths import LARGEST_GENERATION, LARGEST_LAYOUT
 from gradtrace.ledger.recovery import recover, remove_dead
 from gradtrace.ledger.retention import plan_merges
+from gradtrace.ledger.sampling import ALL_STEPS, Sampling
 from gradtrace.ledger.storage import Storage
 
 __all__ = ["LedgerWriter", "check_destination"]
@@ -201,6 +202,7 @@ class LedgerWriter:
         windows: int,
         arrays: Mapping[str, np.ndarray[Any, Any]],
         details: Mapping[str, object],
+        sampling: Sampling = ALL_STEPS,
     ) -> Entry:
         """Write the entry of the steps [begin, end) and return once it is durable.
 
@@ -211,12 +213,13 @@ class LedgerWriter:
             windows: windows summed into the arrays.
             arrays: one flat array for every accumulator of the ledger, of its dtype and the layout's size.
             details: JSON, per parameter in the layout's order; see docs/ledger-format.md.
+            sampling: which part of the steps the sums were taken from.
 
         Raises:
             InvalidValueError: an argument does not fit; nothing was written.
             StorageError: the disk failed. The entry does not exist, unless `end` says so.
         """
-        return self._commit(begin, end, layout, windows, (arrays,), details)
+        return self._commit(begin, end, layout, windows, (arrays,), details, sampling)
 
     def commit_parts(
         self,
@@ -227,6 +230,7 @@ class LedgerWriter:
         windows: int,
         parts: Sequence[Mapping[str, ArrayDigest]],
         details: Mapping[str, object],
+        sampling: Sampling = ALL_STEPS,
     ) -> Entry:
         """Do as `commit_entry`, where each rank has written its arrays with a `PartWriter`.
 
@@ -237,8 +241,9 @@ class LedgerWriter:
             windows: windows summed into the arrays.
             parts: for each rank, the checksums of its arrays of the generation `generation`.
             details: JSON, per parameter in the layout's order; see docs/ledger-format.md.
+            sampling: as there.
         """
-        entry, stored = self._next_entry(begin, end, layout, windows, details)
+        entry, stored = self._next_entry(begin, end, layout, windows, details, sampling)
         check_parts(parts, self._header.accumulators, stored.layout)
         with self._undoing():
             commit = commit_parts(self._storage, self.run_id, entry, stored, parts)
@@ -252,8 +257,9 @@ class LedgerWriter:
         windows: int,
         ranks: Sequence[Mapping[str, np.ndarray[Any, Any]]],
         details: Mapping[str, object],
+        sampling: Sampling = ALL_STEPS,
     ) -> Entry:
-        entry, stored = self._next_entry(begin, end, layout, windows, details)
+        entry, stored = self._next_entry(begin, end, layout, windows, details, sampling)
         check_arrays(ranks, self._header.accumulators, stored.layout)
         with self._undoing():
             commit = write_entry(
@@ -267,7 +273,13 @@ class LedgerWriter:
         return self._keep(commit)
 
     def _next_entry(
-        self, begin: int, end: int, layout: int, windows: int, details: Mapping[str, object]
+        self,
+        begin: int,
+        end: int,
+        layout: int,
+        windows: int,
+        details: Mapping[str, object],
+        sampling: Sampling,
     ) -> tuple[Entry, StoredLayout]:
         self._ready()
         layout = integer(layout, "layout")
@@ -285,7 +297,7 @@ class LedgerWriter:
             )
         plain = decode(encode(details))
         check_details(plain, len(stored.layout.parameters), len(stored.layout.inputs))
-        return Entry(begin, end, self.generation, layout, windows, plain), stored
+        return Entry(begin, end, self.generation, layout, windows, plain, sampling), stored
 
     def _keep(self, commit: Commit) -> Entry:
         self._commits.append(commit)

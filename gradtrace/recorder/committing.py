@@ -93,7 +93,7 @@ class Committing:
 
         def bring() -> dict[str, Any]:
             part: dict[str, Any] = {
-                "span": [entry.begin, entry.end, entry.windows],
+                "span": [entry.begin, entry.end, entry.windows, *entry.sampling.to_json().values()],
                 "marks": entry.marks,
                 "supported": own.counted(supported),
             }
@@ -115,6 +115,7 @@ class Committing:
                     windows=entry.windows,
                     arrays=entry.arrays,
                     details=details,
+                    sampling=entry.sampling,
                 )
             else:
                 self._writer.commit_parts(
@@ -124,6 +125,7 @@ class Committing:
                     windows=entry.windows,
                     parts=[_digests(part["digests"]) for part in parts],
                     details=details,
+                    sampling=entry.sampling,
                 )
             return [sum(counts) for counts in zip(*(part["supported"] for part in parts), strict=True)]
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradtrace.ledger.format import ACCUMULATORS
+from gradtrace.ledger.sampling import Sampling
 from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.marks import Marks, counts_of, packed, skips
+from gradtrace.recorder.sampling import drawn_in
 from gradtrace.recorder.updates import StepRecord, run_lengths
 from gradtrace.recorder.window import HostWindow
 
@@ -25,6 +27,7 @@ class OpenEntry:
         arrays: the sums, by accumulator.
         below: the evidence of its watched steps, where that is recorded; its arrays are among `arrays`.
         marks: for each window, what its steps did to the parameters; see `recorder.marks`.
+        sampling: which part of the steps the sums were taken from.
     """
 
     def __init__(self, begin: int, size: int, below: EntrySums | None = None) -> None:
@@ -35,11 +38,15 @@ class OpenEntry:
         self.arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
         self.arrays |= {} if below is None else below.arrays
         self.marks: list[str] = []
+        self.sampling = Sampling(1, 0)
         self._work = np.empty(size, np.float32)
         self._records: list[StepRecord] = []
 
-    def add(self, window: HostWindow, end: int, records: Sequence[StepRecord]) -> None:
-        """Add one closed window whose last step is `end` - 1; `records` holds one record a step."""
+    def add(self, window: HostWindow, end: int, records: Sequence[StepRecord], stride: int = 1) -> None:
+        """Add one closed window whose last step is `end` - 1; `records` holds one record a step.
+
+        `stride` is that of its sums. An entry has one stride, unless it grew past a cut.
+        """
         grad_sum, grad_sumsq, events, votes = (tensor.numpy() for tensor in window.totals)
         arrays = self.arrays
         arrays["grad_sum"] += grad_sum
@@ -53,6 +60,8 @@ class OpenEntry:
         flags = window.flags.numpy()[: len(records)]
         self.marks.append(packed(flags, [record.missing for record in records]))
         self._records += records
+        sampled = Sampling(stride, drawn_in(self.end, end, stride))
+        self.sampling = self.sampling + sampled if self.windows else sampled
         self.windows += 1
         self.end = end
 

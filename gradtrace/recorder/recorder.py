@@ -27,6 +27,7 @@ from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.beginning import agreed_layout, known_support, open_writer
 from gradtrace.recorder.below.wanted import Wanted, Word
 from gradtrace.recorder.below.watched_steps import WatchedSteps
+from gradtrace.recorder.budget import Budget, check_overhead
 from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.ranks import meeting_for
@@ -74,6 +75,10 @@ class Recorder:
             or pixels, and whole samples, contribute: squares and support), "inputs" (sums and sums of squares
             of every layer's inputs) and "gram" (their Gram matrices).
         below_every: one step of this many is watched, drawn at random from the number of the step.
+        overhead: share of a step that recording may take, e.g. 0.01; None: whatever it takes. Where it takes
+            more, sums are taken on some steps only, drawn at random and weighted, so that they stay unbiased;
+            `events` count every step all the same. What is drawn depends on how fast the machine is: such a
+            run, resumed or repeated, need not leave the same sums.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
@@ -100,8 +105,10 @@ class Recorder:
         together: bool | None = None,
         below: Word | Sequence[Word] = (),
         below_every: int = 16,
+        overhead: float | None = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
+        check_overhead(overhead)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
         check_destination(path, mode, storage_options)
@@ -113,7 +120,7 @@ class Recorder:
             "threshold": float(threshold),
             "include": list(selection.include),
             "exclude": list(selection.exclude),
-        }
+        } | ({} if overhead is None else {"overhead": float(overhead)})
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
         self._roster = Roster(model, selection)
@@ -131,6 +138,8 @@ class Recorder:
         self._stream: Stream | None = None
         self._window: DeviceWindow | None = None
         self._records: list[StepRecord] = []
+        self._budget = Budget(overhead, window_steps)
+        self._striding = Rounds(self._meeting, "a stride")
         self._barren = 0
         self._closed = False
         self._released = False
@@ -193,25 +202,29 @@ class Recorder:
         evidence = None if self._below is None else self._below.take(self.step, optimizer, scaler, skip)
         buffers = window.open()
         flags = buffers.flags[len(self._records)]
+        weight = self._budget.weight(self.step)
         # Counted first: an interrupt in the middle must not leave events of a step that nobody counts.
         self._records.append(record)
         self.step += 1
-        accumulate_(
-            buffers.totals,
-            flags,
-            grads,
-            slots,
-            self._roster.offsets,
-            threshold=self._threshold,
-            scale=scale,
-            skip=skip,
-        )
+        with self._budget.measuring(began, weight, window.device):
+            accumulate_(
+                buffers.totals,
+                flags,
+                grads,
+                slots,
+                self._roster.offsets,
+                threshold=self._threshold,
+                scale=scale,
+                skip=skip,
+                weight=weight,
+            )
         if evidence is not None:
             stream.submit(WatchedStep(evidence))
         if self.step % self._window_steps == 0:
             self._close_window()
-        if self.step % self._entry_steps == 0:
-            stream.submit(Cut(window))
+            if self._budget.learning or self.step % self._entry_steps == 0:
+                stream.submit(Cut(window))
+                self._choose_stride()
         if self._below is not None:
             self._below.begin(self.step)
         self._observe_seconds += perf_counter() - began
@@ -321,6 +334,11 @@ class Recorder:
             "end": writer.end,
         }
 
+    def _choose_stride(self) -> None:
+        # Without overhead= there is nothing to choose, and no rank need wait for another.
+        if "overhead" in self._settings:
+            self._budget.begin_entry(*self._striding.hold(self._budget.brought, self._budget.agreed))
+
     def _watch_for_barren_steps(self, record: StepRecord) -> None:
         some = len(record.missing) < sum(len(group.slots) for group in record.groups)
         self._barren = 0 if some else self._barren + 1
@@ -350,5 +368,5 @@ class Recorder:
         began = perf_counter()
         closed = window.close()
         self._blocked_seconds += perf_counter() - began
-        stream.submit(ClosedWindow(closed, window, self.step, self._records))
+        stream.submit(ClosedWindow(closed, window, self.step, self._records, self._budget.stride))
         self._records = []

@@ -51,12 +51,16 @@ class WatchedStep:
 
 @dataclass(frozen=True, eq=False)
 class ClosedWindow:
-    """A window that ends before step `end`, with one record a step; `home` takes its buffers back."""
+    """A window that ends before step `end`, with one record a step; `home` takes its buffers back.
+
+    Its sums were taken at `stride`; see `recorder.sampling`.
+    """
 
     window: HostWindow
     home: DeviceWindow
     end: int
     records: Sequence[StepRecord]
+    stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Stream:
         else:
             assert self._open is not None, "a window came before its layout"
             task.window.wait()
-            self._open.add(task.window, task.end, task.records)
+            self._open.add(task.window, task.end, task.records, task.stride)
 
     def _cut(self, home: DeviceWindow | None) -> None:
         entry, own = self._open, self._own

@@ -14,6 +14,7 @@ import pytest
 
 from gradtrace.ledger.format import ACCUMULATORS, Entry, Layout, ParameterInfo
 from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.sampling import ALL_STEPS, Sampling
 from gradtrace.ledger.writer import LedgerWriter
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -78,14 +79,19 @@ class Book:
         return number
 
     def commit(
-        self, writer: LedgerWriter, number: int, steps: int = 4, details: Mapping[str, Any] | None = None
+        self,
+        writer: LedgerWriter,
+        number: int,
+        steps: int = 4,
+        details: Mapping[str, Any] | None = None,
+        sampling: Sampling = ALL_STEPS,
     ) -> Entry:
         layout, begin = self.layouts[number], writer.end
         ranks = [
             {name: values for name, values in drawn(layout, rank, begin).items() if name in self.accumulators}
             for rank in range(len(layout.ranks))
         ]
-        entry = writer._commit(begin, begin + steps, number, steps // 2, ranks, details or {})
+        entry = writer._commit(begin, begin + steps, number, steps // 2, ranks, details or {}, sampling)
         self.kept.append((entry, ranks))
         return entry
 

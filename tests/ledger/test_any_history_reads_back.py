@@ -20,6 +20,7 @@ from gradtrace.errors import EmptyLedgerError
 from gradtrace.ledger.format import Layout, ParameterInfo, Piece
 from gradtrace.ledger.location import storage_at
 from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.sampling import Sampling
 from gradtrace.ledger.writer import LedgerWriter
 
 
@@ -57,7 +58,9 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.numbers)
     @rule(data=st.data(), steps=st.integers(1, 5))
     def commit(self, data: st.DataObject, steps: int) -> None:
-        self.book.commit(self.writer, data.draw(st.sampled_from(self.numbers)), steps)
+        stride = data.draw(st.sampled_from([1, 4, 64, None]))
+        sampling = Sampling(stride, steps if stride == 1 else data.draw(st.integers(0, steps)))
+        self.book.commit(self.writer, data.draw(st.sampled_from(self.numbers)), steps, sampling=sampling)
 
     @rule(data=st.data())
     def void(self, data: st.DataObject) -> None:
@@ -73,8 +76,9 @@ class History(RuleBasedStateMachine):
             self.commit(data, 1 + 4 * factor)
         ends = [0, *(entry.end for entry, _ in self.book.kept)]
         protected = data.draw(st.sets(st.sampled_from(ends), max_size=3))
-        before = len(self.book.kept)
+        before, sampled = len(self.book.kept), sum(e.sampling.steps for e in self.writer.entries)
         merged = self.book.merge(self.writer, tuple(protected))
+        assert sum(e.sampling.steps for e in self.writer.entries) == sampled
         assert len(self.book.kept) <= before - merged // 2
         assert protected <= {0, *(entry.end for entry, _ in self.book.kept)}
         on_disk = set(storage_at(self.book.path).names("entries")) - {"zarr.json"}

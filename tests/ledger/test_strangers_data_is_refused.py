@@ -13,12 +13,13 @@ from gradtrace.errors import CorruptLedgerError, InvalidValueError
 from gradtrace.ledger import commit_store
 from gradtrace.ledger.commit import ArrayDigest, Commit, decode_commit, encode_commit
 from gradtrace.ledger.details import COUNTS
-from gradtrace.ledger.encoding import decode, encode
+from gradtrace.ledger.encoding import checksum, decode, encode
 from gradtrace.ledger.entry import Void
 from gradtrace.ledger.format import ACCUMULATORS, Entry, Layout, ParameterInfo, Piece
 from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.names import canonical
 from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.sampling import ALL_STEPS, Sampling
 
 Make = Callable[..., ParameterInfo]
 GOOD: dict[str, Any] = {
@@ -163,16 +164,34 @@ spans = st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 9
 )
 hexes = st.integers(0, 2**32 - 1).map("{:08x}".format)
 digests = st.builds(ArrayDigest, hexes, st.lists(hexes, max_size=4).map(tuple))
+samplings = st.one_of(
+    st.just(ALL_STEPS), st.builds(Sampling, st.none() | st.integers(2, 32767), st.just(1) | st.just(0))
+)
 entries = st.builds(
-    lambda span, layout, windows, details: Entry(span[0], span[1], span[2], layout, windows, details),
+    lambda span, layout, windows, details, sampling: Entry(
+        span[0], span[1], span[2], layout, windows, details, sampling
+    ),
     spans,
     st.integers(0, 9999),
     st.integers(0, 1000),
     st.dictionaries(st.text(), json_values, max_size=3),
+    samplings,
 )
 commits = st.builds(Commit, entries, hexes, st.dictionaries(st.text(), digests, max_size=3)) | spans.map(
     lambda span: Void(*span)
 )
+
+
+@pytest.mark.parametrize(
+    ("stride", "sampled"), [(0, 2), (32768, 2), (2, 5), (1, 3), (2, -1), (None, 5), ("2", 2), (2, None)]
+)
+def test_a_sampling_that_cannot_be_is_refused(stride: object, sampled: object) -> None:
+    raw = encode_commit(Commit(Entry(0, 4, 0, 0, 1, {}), "00000000", {}), run="", version="1.0")
+    altered = decode(raw) | {"stride": stride, "sampled": sampled}
+    del altered["digest"]
+    body = encode(altered)[:-1]
+    with pytest.raises(InvalidValueError, match=r"stride|sampled"):
+        decode_commit(body + b',"digest":"' + checksum(body).encode() + b'"}')
 
 
 @given(commits, st.text(max_size=8))
