@@ -126,7 +126,7 @@ def known_support(
         found = "no ledger"
     if found != run_id:
         raise MismatchError(
-            f"rank {own.rank} does not see at {path!r} what rank 0 writes there",
+            f"the path {path!r} does not lead to the ledger that rank 0 writes",
             expected=f"the ledger of run {run_id}",
             got=found,
             remedy="give all ranks one path, on storage that they share",
