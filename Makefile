@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The CPU build of torch is enough for everything here; on a machine with a GPU, install torch first.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench clean demo lint test torture
+.PHONY: bench bench-criteria clean demo lint test torture
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -31,6 +31,10 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/zero_support.py
 	$(BIN)/python benchmarks/ledger_io.py
+
+# Some hours on two cores; interrupted, the same command goes on.
+bench-criteria: $(STAMP)
+	$(BIN)/python benchmarks/criteria_search.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

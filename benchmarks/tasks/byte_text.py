@@ -1,0 +1,34 @@
+"""Searched: the byte-level transformer of recipes/language.py on Python's own source, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import byte_model
+import language
+import torch
+from tasks.task import Batch, Quality, Task
+from torch import Tensor, nn
+
+__all__ = ["BYTE_TEXT"]
+
+
+def _batches(seed: int, steps: int) -> Iterator[Batch]:
+    return ((batch,) for batch in byte_model.batches(seed, steps, language.BATCH))
+
+
+def _loss(net: nn.Module, batch: Batch) -> Tensor:
+    return byte_model.loss_of(net, batch[0])
+
+
+BYTE_TEXT = Task(
+    name="byte-text",
+    searched=True,
+    steps=1200,
+    model=byte_model.ByteModel,
+    optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=language.LR, weight_decay=language.DECAY),
+    batches=_batches,
+    loss=_loss,
+    validate=lambda net: Quality(*byte_model.held_out(net, windows=128)),
+    rate=language.schedule,
+)

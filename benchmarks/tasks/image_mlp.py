@@ -1,0 +1,24 @@
+"""Searched: an MLP on 5,000 handwritten digits, AdamW."""
+
+from __future__ import annotations
+
+import torch
+from tasks.images import images
+from tasks.in_memory import classified, classifier_loss, shuffled_batches
+from tasks.task import Task
+from torch import nn
+
+__all__ = ["IMAGE_MLP"]
+
+IMAGE_MLP = Task(
+    name="image-mlp",
+    searched=True,
+    steps=600,
+    model=lambda: nn.Sequential(
+        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    ),
+    optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01),
+    batches=lambda seed, steps: shuffled_batches(images()[0], seed, steps, 64),
+    loss=classifier_loss,
+    validate=lambda net: classified(net, *images()[1]),
+)
