@@ -33,7 +33,7 @@ class Update:
 
 
 def check_details(details: Mapping[str, Any], parameters: int, inputs: int = 0) -> None:
-    """Check `counts`, `groups` and `watched`, where they are, against the sizes of the entry's layout.
+    """Check the known members of an entry's details against the sizes of its layout.
 
     Raises:
         InvalidValueError: they are not as docs/ledger-format.md says.
@@ -47,6 +47,8 @@ def check_details(details: Mapping[str, Any], parameters: int, inputs: int = 0) 
                 )
             for value in values:
                 integer(value, f"counts of {name}")
+    if "follows_checkpoint" in details:
+        field(details, "follows_checkpoint", bool)
     if "groups" in details:
         for group in field(details, "groups", list):
             field(group, "kind", str)

@@ -10,7 +10,7 @@ from gradtrace.ledger.watched import is_known_watched, merged_watched
 
 __all__ = ["are_joinable", "merged_details"]
 
-_KNOWN = frozenset({"counts", "groups", "passed_cuts", "watched"})
+_KNOWN = frozenset({"counts", "follows_checkpoint", "groups", "passed_cuts", "watched"})
 
 
 def are_joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -52,6 +52,8 @@ def merged_details(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         merged["groups"] = _joined_groups([group for part in parts for group in part.get("groups", ())])
     if passed := sum(part.get("passed_cuts", 0) for part in parts):
         merged["passed_cuts"] = passed
+    if parts[0].get("follows_checkpoint"):
+        merged["follows_checkpoint"] = True
     return merged
 
 

@@ -13,14 +13,17 @@ __all__ = ["cell_of", "merge_ledger", "plan_merges"]
 
 
 def merge_ledger(
-    path: str | os.PathLike[str], keep_steps: Collection[int] = (), *, storage_options: StorageOptions = None
+    path: str | os.PathLike[str],
+    keep_steps: Collection[int] | None = None,
+    *,
+    storage_options: StorageOptions = None,
 ) -> int:
     """Join older entries of the ledger at `path` and return how many were joined; totals stay what they are.
 
     Args:
         path: where the ledger lies.
-        keep_steps: the steps of checkpoints that may still be resumed. From any other step but 0 and the end,
-            resuming may become impossible.
+        keep_steps: the steps of checkpoints that may still be resumed; None for all that were ever saved.
+            From any other step but 0 and the end, resuming may become impossible.
         storage_options: how to reach an object store; see `Ledger.open`.
 
     Raises:

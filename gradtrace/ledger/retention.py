@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.boundary import check_boundary
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.merged_details import are_joinable
 
-__all__ = ["cell_of", "plan_merges"]
+__all__ = ["cell_of", "checkpoints_of", "entries_left", "plan_merges"]
 
 # A cell is at most 1/_FINENESS as wide as it is old: about _FINENESS + 1 entries each time the age doubles.
 _FINENESS = 4
@@ -31,12 +31,30 @@ def cell_of(step: int, end: int) -> tuple[int, int]:
     return begin, begin + width
 
 
-def plan_merges(entries: Sequence[Entry], protected: Collection[int] = ()) -> tuple[tuple[Entry, ...], ...]:
+def checkpoints_of(entries: Iterable[Entry]) -> tuple[int, ...]:
+    """Return the steps at which the entries say that a checkpoint was saved."""
+    return tuple(entry.begin for entry in entries if entry.details.get("follows_checkpoint"))
+
+
+def entries_left(steps: int, entry_steps: int) -> int:
+    """Return how many entries of `entry_steps` steps a run of `steps` keeps where none is protected."""
+    left, begin = 0, 0
+    while begin < steps:
+        _, cell_end = cell_of(begin, steps)
+        begin += max(1, -(-(cell_end - begin) // entry_steps)) * entry_steps
+        left += 1
+    return left
+
+
+def plan_merges(
+    entries: Sequence[Entry], protected: Collection[int] | None = None
+) -> tuple[tuple[Entry, ...], ...]:
     """Return the runs of neighbours, two or more each, that are to become one entry each.
 
     Args:
         entries: all live entries, in order.
-        protected: steps where an entry ends and must go on ending.
+        protected: steps where an entry ends and must go on ending; None for all those where, by their
+            details, a checkpoint was saved.
 
     Neighbours that begin in one cell are joined, unless a protected step lies between them, their layouts
     differ, or one holds details that could not be told again from a joined entry.
@@ -44,6 +62,8 @@ def plan_merges(entries: Sequence[Entry], protected: Collection[int] = ()) -> tu
     Raises:
         InvalidValueError: no entry ends at a protected step; the message names the nearest where one does.
     """
+    if protected is None:
+        protected = checkpoints_of(entries)
     if not isinstance(protected, Collection):
         raise InvalidValueError("protected steps", expected="a collection of steps", got=repr(protected)[:80])
     for step in protected:

@@ -324,7 +324,9 @@ class LedgerWriter:
         self._commits.append(void)
         self._live = list(live_commits(self._commits))
 
-    def merge(self, protected: Collection[int] = (), done: Callable[[Entry], object] | None = None) -> int:
+    def merge(
+        self, protected: Collection[int] | None = None, done: Callable[[Entry], object] | None = None
+    ) -> int:
         """Join older entries, the wider the older they are, and return how many were joined.
 
         Which ones depends on the steps alone; see docs/ledger-format.md. Totals stay what they are, but that
@@ -332,8 +334,9 @@ class LedgerWriter:
         the disk.
 
         Args:
-            protected: steps of checkpoints that may still be resumed. An entry goes on ending there; from
-                other steps but 0 and `end`, resuming may become impossible.
+            protected: steps of checkpoints that may still be resumed; None for all that were ever saved, as
+                the entries' details tell. An entry goes on ending there; from other steps but 0 and `end`,
+                resuming may become impossible.
             done: called with each joined entry once it is durable and the old ones are removed.
 
         Raises:

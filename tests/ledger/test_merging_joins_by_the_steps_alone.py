@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.merging import cell_of, plan_merges
+from gradtrace.ledger.retention import entries_left
 
 
 def entries_of(
@@ -24,7 +25,7 @@ def entries_of(
     return entries
 
 
-def merged(entries: Sequence[Entry], protected: Sequence[int] = ()) -> list[Entry]:
+def merged(entries: Sequence[Entry], protected: Sequence[int] | None = ()) -> list[Entry]:
     left = list(entries)
     for run in plan_merges(left, protected):
         place = left.index(run[0])
@@ -95,6 +96,23 @@ def test_neither_a_protected_step_nor_a_change_of_layout_is_crossed(
     changes = [entries[switch].begin] if 0 < switch < len(entries) else []
     left = ends(merged(entries, protected))
     assert {*protected, *changes, entries[-1].end} <= set(left)
+
+
+def test_steps_where_a_checkpoint_was_saved_are_protected_unless_others_are_named() -> None:
+    marked = [{"follows_checkpoint": True} if index in (3, 6) else {} for index in range(12)]
+    entries = entries_of(*[4] * 11, 1000, details=marked)
+    assert ends(merged(entries, None)) == [12, 24, 1044]
+    assert ends(merged(entries, [])) == [1044]
+    assert ends(merged(entries, [24])) == [24, 1044]
+
+
+@pytest.mark.parametrize(
+    ("steps", "length"), [(1, 32), (32, 32), (33, 32), (4_000, 4), (51_200, 512), (999, 7)]
+)
+def test_what_a_run_will_keep_is_told_before_it_begins(steps: int, length: int) -> None:
+    last = [steps % length] if steps % length else []
+    entries = entries_of(*[length] * (steps // length), *last)
+    assert entries_left(steps, length) == len(merged(entries))
 
 
 def test_a_protected_step_costs_at_most_one_entry_more() -> None:
