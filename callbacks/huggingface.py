@@ -57,6 +57,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         entry_steps: steps in an entry, the unit of what is committed; a multiple of `window_steps`.
         threshold: an event is |g| > threshold.
         overhead: share of a step that recording may take, e.g. 0.01; see `Recorder`. None: whatever it takes.
+        merge: whether older entries are merged as the run goes on, never across a checkpoint's step.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
 
@@ -75,6 +76,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         entry_steps: int = 512,
         threshold: float = 0.0,
         overhead: float | None = None,
+        merge: bool = True,
         mode: Mode = None,
         storage_options: StorageOptions = None,
     ) -> None:
@@ -92,6 +94,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             "entry_steps": entry_steps,
             "threshold": threshold,
             "overhead": overhead,
+            "merge": merge,
         }
         self._recorder: Recorder | None = None
         self._trainer: Trainer | None = None  # while it trains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradtrace.errors import MismatchError, RankLostError
+from gradtrace.errors import (
+    CorruptLedgerError,
+    MismatchError,
+    RankLostError,
+    StateError,
+    UnsupportedFormatError,
+)
 from gradtrace.ledger.commit import ArrayDigest
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.part import PartWriter
@@ -21,6 +28,8 @@ from gradtrace.recorder.meeting import Meeting
 from gradtrace.recorder.rounds import Rounds
 
 __all__ = ["Committing", "RankLayout"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,9 @@ class Committing:
         self._writer = writer  # on rank 0
         self._writing = Rounds(meeting, "the end of a write")
         self._agreeing = Rounds(meeting, "a decision of rank 0")
+        self._merging = Rounds(meeting, "a merge")
         self._parting = Rounds(meeting, "the end")
+        self._merges = True
 
     def agree(self, decide: Callable[[], bool]) -> bool:
         """Return on all ranks what `decide` says on rank 0."""
@@ -107,6 +118,8 @@ class Committing:
             _check_spans([part["span"] for part in parts])
             marks = joined([part["marks"] for part in parts], len(own.layout.parameters))
             details = entry.details(marks) | ({"passed_cuts": passed} if passed else {})
+            if entry.follows_checkpoint:
+                details["follows_checkpoint"] = True
             if self._meeting.size == 1:
                 self._writer.commit_entry(
                     entry.begin,
@@ -131,6 +144,23 @@ class Committing:
 
         counts: list[int] = self._writing.hold(bring, decide)
         return counts
+
+    def merge(self) -> None:
+        """Join older entries, on rank 0; the others wait, so that nobody writes beside it.
+
+        Entries that cannot be joined stay as they are: a warning says so, and nothing more is merged.
+        """
+        self._merging.hold(lambda: None, lambda _: self._merge())
+
+    def _merge(self) -> None:
+        assert self._writer is not None
+        if not self._merges:
+            return
+        try:
+            self._writer.merge()
+        except (CorruptLedgerError, StateError, UnsupportedFormatError) as error:
+            self._merges = False
+            _log.warning("entries of the ledger are not merged any more: %s", error)
 
     def part(self) -> None:
         """Wait until all ranks have heard of the last commit."""

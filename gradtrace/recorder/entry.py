@@ -26,6 +26,7 @@ class OpenEntry:
     Attributes:
         arrays: the sums, by accumulator.
         below: the evidence of its watched steps, where that is recorded; its arrays are among `arrays`.
+        follows_checkpoint: whether a checkpoint was saved at `begin`.
         marks: for each window, what its steps did to the parameters; see `recorder.marks`.
         sampling: which part of the steps the sums were taken from.
     """
@@ -35,6 +36,7 @@ class OpenEntry:
         self.end = begin
         self.windows = 0
         self.below = below
+        self.follows_checkpoint = False
         self.arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
         self.arrays |= {} if below is None else below.arrays
         self.marks: list[str] = []

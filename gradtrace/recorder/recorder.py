@@ -79,6 +79,8 @@ class Recorder:
             more, sums are taken on some steps only, drawn at random and weighted, so that they stay unbiased;
             `events` count every step all the same. What is drawn depends on how fast the machine is: such a
             run, resumed or repeated, need not leave the same sums.
+        merge: whether older entries are merged as the run goes on, the wider the older they are, so that T of
+            them become O(log T); never across a step where `commit` was called, which stays resumable.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
@@ -106,6 +108,7 @@ class Recorder:
         below: Word | Sequence[Word] = (),
         below_every: int = 16,
         overhead: float | None = None,
+        merge: bool = True,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
@@ -123,6 +126,7 @@ class Recorder:
         } | ({} if overhead is None else {"overhead": float(overhead)})
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
+        self._merge = merge
         self._roster = Roster(model, selection)
         self._meeting = meeting_for(model, together)
         self._below: WatchedSteps | None = None
@@ -238,7 +242,7 @@ class Recorder:
             if self._released:
                 return self.committed
             self._close_window()
-            self._stream.submit(Cut())
+            self._stream.submit(Cut(checkpoint=True))
             self._stream.drain()
         return self.step
 
@@ -271,6 +275,7 @@ class Recorder:
     def _finish(self, stream: Stream) -> None:
         try:
             self.commit()
+            stream.drain(merged=True)
         except BaseException:
             stream.abandon()
             raise
@@ -293,7 +298,7 @@ class Recorder:
         if self._stream is not None:
             self._close_window()
             self._stream.submit(Cut())
-            self._stream.drain()
+            self._stream.drain(merged=True)
         if self._below is not None:
             self._below.look_again(self._roster.candidates)
         agreed = self._beginning.hold(self._roster.described, self._decide_layout)
@@ -302,7 +307,7 @@ class Recorder:
         if self._stream is None:
             self._run_id, self.step = agreed["run"], agreed["end"]
             part = PartWriter(self.path, self._meeting.rank, self._storage_options)
-            self._stream = Stream(Committing(self._meeting, self._writer, part), self.step)
+            self._stream = Stream(Committing(self._meeting, self._writer, part), self.step, merge=self._merge)
         opening = self._roster.enlist(own)
         known: list[npt.NDArray[np.bool_]] = []
         look = partial(known_support, self.path, agreed["run"], own, self._storage_options)

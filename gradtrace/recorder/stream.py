@@ -70,10 +70,11 @@ class Cut:
     Where the entry before is still being written, a cut waits for it. One with a `home` waits only until the
     training thread, in want of buffers there, has been held up for too long: then it is passed over. So on a
     disk slower than the training entries grow longer, and the commit says how many cuts it passed. Rank 0
-    decides that for all ranks.
+    decides that for all ranks. Where a checkpoint is to be saved, the step stays resumable: see `merge`.
     """
 
     home: DeviceWindow | None = None
+    checkpoint: bool = False
 
 
 class Stream:
@@ -84,10 +85,12 @@ class Stream:
     Args:
         committing: puts entries into the ledger.
         end: committed steps so far.
+        merge: whether to join older entries after each commit, and those of an earlier life at the beginning.
     """
 
-    def __init__(self, committing: Committing, end: int) -> None:
-        self._committing = committing
+    def __init__(self, committing: Committing, end: int, *, merge: bool) -> None:
+        self._committing, self._merges = committing, merge
+        self._checkpoint_at = end  # going on from there is as good as a checkpoint
         self._below: tuple[str, ...] = ()
         self._tasks: queue.Queue[BeginLayout | ClosedWindow | WatchedStep | Cut | None] = queue.Queue()
         self._failure: BaseException | None = None
@@ -99,6 +102,7 @@ class Stream:
         self._shares: tuple[int, dict[str, tuple[int, int]]] = (end, {})
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gradtrace-disk")
         self._writing: Future[None] | None = None
+        self._merging: Future[None] | None = None
         self._began = perf_counter()
         self._thread = threading.Thread(target=self._run, name="gradtrace-ledger", daemon=True)
         self._thread.start()
@@ -109,17 +113,16 @@ class Stream:
 
     def check(self) -> None:
         """Raise what a task failed with, if one did."""
-        writing = self._writing
-        if self._failure is None and writing is not None and writing.done():
-            self._failure = writing.exception()
+        for task in (self._writing, self._merging):
+            if self._failure is None and task is not None and task.done():
+                self._failure = task.exception()
         if self._failure is not None:
             raise self._failure
 
-    def drain(self) -> None:
-        """Wait until everything queued is done and durable, then raise if anything failed."""
+    def drain(self, *, merged: bool = False) -> None:
+        """Wait until all that is queued is durable, with `merged` also merged; raise what failed."""
         self._tasks.join()
-        if self._writing is not None:
-            wait([self._writing])
+        wait([task for task in (self._writing, self._merging if merged else None) if task is not None])
         self.check()
 
     def stop(self) -> None:
@@ -161,12 +164,18 @@ class Stream:
         if isinstance(task, BeginLayout):
             self._cut(None)
             self._finish_writing()
+            if self._merging is not None:
+                self._merging.result()
             self._committing.begin(task.own, task.opening)
             self._own, self._supported = task.own, task.supported
             self._below = task.below
             self._open = self._new_entry(task.begin, task.own)
+            # The life before may have been killed between a commit and its merge.
+            self._merge_after(None)
         elif isinstance(task, Cut):
             self._cut(task.home)
+            if task.checkpoint and self._open is not None:
+                self._checkpoint_at = self._open.begin
         elif isinstance(task, WatchedStep):
             assert self._open is not None, "a step came before its layout"
             assert self._open.below is not None, "a watched step where none is recorded"
@@ -184,13 +193,24 @@ class Stream:
             self._passed += 1
             return
         self._finish_writing()
+        entry.follows_checkpoint = 0 < entry.begin == self._checkpoint_at
         self._writing = self._disk.submit(self._write, entry, own, self._passed, self._supported)
+        self._merge_after(self._writing)
         self._passed = 0
         self._open = self._new_entry(entry.end, own)
 
     def _new_entry(self, begin: int, own: RankLayout) -> OpenEntry:
         below = EntrySums(self._below, own.layout, own.rank) if self._below else None
         return OpenEntry(begin, own.size, below)
+
+    def _merge_after(self, writing: Future[None] | None) -> None:
+        if self._merges:
+            # A future of its own: a checkpoint waits for its entry, not for what is joined because of it.
+            self._merging = self._disk.submit(self._merge, writing)
+
+    def _merge(self, writing: Future[None] | None) -> None:
+        if writing is None or writing.exception() is None:
+            self._committing.merge()
 
     def _disk_keeps_up(self, home: DeviceWindow) -> bool:
         while self._writing is not None and not self._writing.done():

@@ -476,7 +476,7 @@ def test_on_a_slow_disk_entries_grow_longer_and_nothing_is_dropped(
     monkeypatch.setattr(stream, "_GRACE", 0.0)
     model = Net()
     loop = gradient_loop(model)
-    with gt.Recorder(model, tmp_path / "run", window_steps=2, entry_steps=4) as recorder:
+    with gt.Recorder(model, tmp_path / "run", window_steps=2, entry_steps=4, merge=False) as recorder:
         train(model, recorder, loop, steps=61)
     ledger = gt.Ledger.open(tmp_path / "run")
     loop.check(ledger)
