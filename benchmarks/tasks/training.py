@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,12 +15,13 @@ import gradtrace as gt
 from gradtrace.convert.weights_file import read_weights
 from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.whole_file import write_whole
+from gradtrace.recorder.below.wanted import Word
 
 __all__ = ["ENTRIES", "read_run", "trained"]
 
 ENTRIES = 8
 WINDOW = 25
-BELOW = ("positions", "samples", "inputs")
+BELOW: tuple[Word, ...] = ("positions", "samples", "inputs")
 
 
 def trained(task: Task, seed: int, folder: Path, steps: int, on_step: Callable[[], object]) -> None:
@@ -55,7 +54,7 @@ def trained(task: Task, seed: int, folder: Path, steps: int, on_step: Callable[[
         window_steps=window,
         entry_steps=window * max(1, steps // (ENTRIES * window)),
         mode="overwrite",
-        **_below(),
+        below=BELOW,
     ) as recorder:
         for batch in task.batches(seed, steps):
             task.loss(net, batch).backward()  # type: ignore[no-untyped-call]
@@ -75,8 +74,3 @@ def read_run(task: Task, folder: Path) -> tuple[nn.Module, gt.Ledger]:
     net = task.model()
     net.load_state_dict(read_weights(folder / "weights.safetensors"))
     return net.eval(), gt.Ledger.open(folder / "ledger.zarr")
-
-
-def _below() -> dict[str, Any]:
-    # A recorder that cannot look below the step records the steps.
-    return {"below": BELOW} if "below" in inspect.signature(gt.Recorder).parameters else {}

@@ -29,9 +29,12 @@ ROUNDING = 0.02  # of the weight; what bfloat16 and a long decay leave is well b
 def check_same_run(study: Study, ledger: Ledger) -> None:
     """Raise MismatchError where many weights without an event are not where this run left them.
 
-    The first parameter with at least 64 of them decides; without one, and with an event threshold above 0,
-    nothing is known. Zeros are on the way: a mask may have put them there.
+    Of a part of the steps nothing is asked: gradients outside of it may have moved them. The first parameter
+    with at least 64 of them decides; without one, and with an event threshold above 0, nothing is known.
+    Zeros are on the way: a mask may have put them there.
     """
+    if getattr(ledger, "partial", False):
+        return
     if "events" not in ledger.accumulators or getattr(ledger, "settings", {}).get("threshold") != 0:
         return
     examined = 0

@@ -45,6 +45,7 @@ class Ledger(Mapping[str, ParameterRecord]):
     ) -> None:
         self._path, self._header = storage.location, header
         self._storage, self._commits, self._layouts = storage, commits, layouts
+        self._partial = False
         self._entries = tuple(commit.entry for commit in commits)
         sums = Sums(storage, commits, layouts)
         infos: dict[str, ParameterInfo] = {}
@@ -132,7 +133,14 @@ class Ledger(Mapping[str, ParameterRecord]):
         commits = tuple(one for one in self._commits if begin <= one.entry.begin and one.entry.end <= end)
         used = {one.entry.layout for one in commits}
         layouts = {number: layout for number, layout in self._layouts.items() if number in used}
-        return Ledger(self._storage, self._header, commits, layouts)
+        part = Ledger(self._storage, self._header, commits, layouts)
+        part._partial = self._partial or len(commits) < len(self._commits)
+        return part
+
+    @property
+    def partial(self) -> bool:
+        """Whether `between` left steps out: what has no event here may have had some."""
+        return self._partial
 
     @property
     def path(self) -> str:

@@ -74,3 +74,22 @@ def test_weights_trained_on_are_still_of_the_run(tmp_path: Path) -> None:
         for parameter in later.parameters():
             parameter.mul_(0.5)
     gt.score(gt.Ledger.open(tmp_path / "run.ledger.zarr"), later)
+
+
+@pytest.mark.parametrize("half", ["first", "last"])
+def test_what_moved_outside_of_a_part_of_the_steps_is_no_other_run(half: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 3))
+    stepping = torch.optim.SGD(model.parameters(), lr=0.5)
+    with gt.Recorder(model, tmp_path / "run.ledger.zarr", window_steps=5, entry_steps=10) as recorder:
+        for step in range(20):
+            x = torch.randn(8, 20)
+            x[:, slice(0, 8) if step < 10 else slice(8, 20)] = 0  # each half has its own inputs
+            (model(x) - x[:, 8:11]).square().mean().backward()
+            recorder.observe(stepping)
+            stepping.step()
+            stepping.zero_grad()
+    ledger = gt.Ledger.open(tmp_path / "run.ledger.zarr")
+    part = ledger.between(end=10) if half == "first" else ledger.between(10)
+    unseen = slice(0, 8) if half == "first" else slice(8, 20)
+    assert (gt.score(part, model)["0.weight"][:, unseen] == 0).all()

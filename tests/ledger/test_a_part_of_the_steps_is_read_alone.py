@@ -51,3 +51,10 @@ def test_a_part_has_parts(ledger: Ledger) -> None:
 def test_steps_that_are_no_boundaries_are_refused(ledger: Ledger, begin: Any, end: Any) -> None:
     with pytest.raises(InvalidValueError, match="0, 4, 6, 14"):
         ledger.between(begin, end)
+
+
+def test_a_part_says_that_it_is_one(ledger: Ledger) -> None:
+    assert not ledger.partial
+    assert not ledger.between().partial
+    assert ledger.between(end=6).partial
+    assert ledger.between(end=6).between().partial
