@@ -31,6 +31,7 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/zero_support.py
 	$(BIN)/python benchmarks/ledger_io.py
+	$(BIN)/python benchmarks/planted.py
 
 # Some hours on two cores; interrupted, the same command goes on.
 bench-criteria: $(STAMP)
