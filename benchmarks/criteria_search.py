@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import torch
@@ -126,7 +127,8 @@ def main(
                 loss = next(row.loss for row in some if row.setting == DENSE)
                 console.print(f"{one.name}, seed {seed}: dense {loss:.4f}")
             dense[one.name] = [row for run in found for row in run if row.setting == DENSE]
-            cells += cells_of(one.name, increases_of(found), kinds)
+            mean = fmean(row.loss for row in dense[one.name])
+            cells += cells_of(one.name, increases_of(found), kinds, mean)
 
     records = records_of(cells, kinds)
     best = [record.setting for record in records if record.kind == "ledger"][:IN_A_TABLE]

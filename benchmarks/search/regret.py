@@ -15,6 +15,8 @@ __all__ = ["ALLOWED", "Cell", "Record", "cells_of", "increases_of", "records_of"
 
 # What issue and README promise of the default: the bound on its regret, in shares of the best's increase.
 ALLOWED = 0.05
+# Below this share of the dense loss an increase is held-out noise, and a ratio to it says nothing.
+NOISE = 0.01
 
 Increases = Mapping[tuple[str, float], NDArray[np.float64]]
 
@@ -25,7 +27,7 @@ class Cell:
 
     `increase`: its mean loss increase over dense; `best`: the statistic-based setting with the smallest mean
     increase there, `best_increase`. `regret`: mean of the paired difference to it, negative = better;
-    `bound`: the upper end of its one-sided 95% t-interval (infinite for one seed).
+    `bound`: the upper end of its one-sided 95% t-interval (infinite for one seed). `dense`: mean dense loss.
     """
 
     task: str
@@ -37,13 +39,12 @@ class Cell:
     best_increase: float
     regret: float
     bound: float
+    dense: float
 
     @property
     def relative(self) -> float:
-        """Regret in shares of the best's increase; infinite where there was regret and no increase."""
-        if self.best_increase > 0:
-            return self.regret / self.best_increase
-        return 0.0 if self.regret <= 0 else float("inf")
+        """Regret in shares of the best's increase, or of NOISE of the dense loss where that is more."""
+        return self.regret / max(self.best_increase, NOISE * self.dense)
 
     @property
     def holds(self) -> bool:
@@ -74,8 +75,8 @@ def increases_of(runs: Sequence[Sequence[Measure]]) -> Increases:
     return {key: np.array(values) for key, values in found.items() if len(values) == len(runs)}
 
 
-def cells_of(task: str, increases: Increases, kinds: Mapping[str, str]) -> list[Cell]:
-    """Every setting beside the best statistic-based one, at every density."""
+def cells_of(task: str, increases: Increases, kinds: Mapping[str, str], dense: float) -> list[Cell]:
+    """Every setting beside the best statistic-based one, at every density; `dense`: mean dense loss."""
     cells = []
     for density in DENSITIES:
         at = {name: values for (name, where), values in increases.items() if where == density}
@@ -101,6 +102,7 @@ def cells_of(task: str, increases: Increases, kinds: Mapping[str, str]) -> list[
                     float(at[best].mean()),
                     float(regrets.mean()),
                     bound,
+                    dense,
                 )
             )
     return cells

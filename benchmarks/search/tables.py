@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.measuring import DENSITIES
-from search.regret import ALLOWED, Cell, Record
+from search.regret import ALLOWED, NOISE, Cell, Record
 
 from gradtrace.report.table import Table
 
@@ -32,7 +32,8 @@ def records_table(records: Sequence[Record]) -> Table:
     columns = ("setting", "kind", "worst regret", "median regret", "better", "holds")
     note = (
         "Regret: mean loss increase beyond that of the best statistic-based setting, in shares of its "
-        f"increase, over tasks and densities. Holds: the paired 95% bound is at most {ALLOWED:.0%}. Of "
+        f"increase (or of {NOISE:.0%} of the dense loss, if more), over tasks and densities. "
+        f"Holds: the paired 95% bound is at most {ALLOWED:.0%}. Of "
         f"{len(ledger)} ledger-based settings the {min(SHOWN, len(ledger))} with the smallest worst regret."
     )
     return Table("Every task and density together", columns, rows, note)

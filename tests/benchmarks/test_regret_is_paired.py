@@ -36,7 +36,7 @@ def test_increases_are_over_each_seeds_own_dense_model() -> None:
 def test_a_bound_sees_the_differences_within_seeds_not_those_between_them() -> None:
     cell = next(
         one
-        for one in cells_of("t", increases_of(runs()), KINDS)
+        for one in cells_of("t", increases_of(runs()), KINDS, 0.1)
         if (one.setting, one.density) == ("ours", 0.2)
     )
     test = stats.ttest_rel(SHARED + OFFSETS["ours"], SHARED, alternative="less")
@@ -48,26 +48,26 @@ def test_a_bound_sees_the_differences_within_seeds_not_those_between_them() -> N
 
 
 def test_one_seed_bounds_nothing() -> None:
-    cells = cells_of("t", increases_of(runs(seeds=1)), KINDS)
+    cells = cells_of("t", increases_of(runs(seeds=1)), KINDS, 0.1)
     assert all(math.isinf(cell.bound) and not cell.holds for cell in cells)
 
 
 @pytest.mark.parametrize(("ours", "holds"), [(0.0, True), (0.04, True), (0.06, False), (-1.0, True)])
 def test_what_holds_is_within_a_twentieth_of_the_bests_increase(ours: float, holds: bool) -> None:
     increases = {("ours", 0.3): np.full(5, 1 + ours), ("near", 0.3): np.ones(5)}
-    (cell,) = (one for one in cells_of("t", increases, KINDS) if one.setting == "ours")
+    (cell,) = (one for one in cells_of("t", increases, KINDS, 0.1) if one.setting == "ours")
     assert cell.holds is holds
 
 
 def test_a_setting_that_lacks_a_task_has_no_record() -> None:
-    whole = cells_of("a", increases_of(runs()), KINDS)
-    part = [cell for cell in cells_of("b", increases_of(runs()), KINDS) if cell.setting != "ours"]
+    whole = cells_of("a", increases_of(runs()), KINDS, 0.1)
+    part = [cell for cell in cells_of("b", increases_of(runs()), KINDS, 0.1) if cell.setting != "ours"]
     assert {record.setting for record in records_of(whole, KINDS)} == set(KINDS)
     assert {record.setting for record in records_of(whole + part, KINDS)} == {"near", "far"}
 
 
 def test_records_begin_with_the_smallest_worst_regret() -> None:
-    records = records_of(cells_of("a", increases_of(runs()), KINDS), KINDS)
+    records = records_of(cells_of("a", increases_of(runs()), KINDS, 0.1), KINDS)
     assert [record.setting for record in records] == ["near", "ours", "far"]
     assert [record.worst for record in records] == pytest.approx([0.0, 0.01, 0.5])
 
@@ -76,3 +76,10 @@ def test_what_was_not_measured_in_every_run_is_not_compared() -> None:
     some = runs()
     some[2] = [one for one in some[2] if one.setting != "far"]
     assert {name for name, _ in increases_of(some)} == {DENSE, "ours", "near"}
+
+
+def test_a_ratio_to_noise_is_a_ratio_to_a_hundredth_of_the_dense_loss() -> None:
+    increases = {("ours", 0.5): np.full(5, 0.01), ("near", 0.5): np.full(5, -0.01)}
+    (cell,) = (one for one in cells_of("t", increases, KINDS, 4.0) if one.setting == "ours")
+    assert cell.relative == pytest.approx(0.02 / 0.04)
+    assert not cell.holds
