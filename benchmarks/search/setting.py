@@ -13,6 +13,7 @@ __all__ = ["CALIBRATED", "Setting", "candidates"]
 CALIBRATED = "calibrated"
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 SPANS: tuple[Literal["all", "first", "last"], ...] = ("all", "last", "first")
+UNITS = (None, "position", "sample")  # None: whole steps
 FAMILY = ("fisher-step", "fisher")
 
 
@@ -42,16 +43,17 @@ class Setting:
 
 
 def candidates() -> list[Setting]:
-    """Everything that is tried; what the library or a ledger cannot give is found out when it is asked."""
+    """Everything that is tried; what the library or a ledger cannot give is found out when it is asked.
+
+    What is compared with comes first and variants last, so that a search that is under way says something.
+    """
     known = [one.name for one in gt.criteria()]
-    found = []
-    for unit, exponent, per_row, span in product(
-        (None, "position", "sample"), EXPONENTS, (False, True), SPANS
-    ):
+    found = [Setting("wanda", (("inputs", CALIBRATED),), scope=scope) for scope in ("layer", "row")]
+    found += [Setting("magnitude", scope="row")]
+    found += [Setting(name) for name in known if name not in (*FAMILY, "wanda")]
+    for span, per_row, unit, exponent in product(SPANS, (False, True), UNITS, EXPONENTS):
         options: list[tuple[str, Any]] = [] if unit is None else [("unit", unit)]
         options += [("exponent", exponent)] if exponent != 1 else []
         options += [("per_row", True)] if per_row else []
         found.append(Setting("fisher-step" if unit is None else "fisher", tuple(options), span))
-    found += [Setting(name) for name in known if name not in (*FAMILY, "wanda")]
-    found += [Setting("wanda", (("inputs", CALIBRATED),), scope=scope) for scope in ("layer", "row")]
-    return [*found, Setting("magnitude", scope="row")]
+    return found
