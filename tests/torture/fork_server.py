@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ import torch._dynamo  # every optimizer imports it when it is made
 from kill_trap import Trap
 from plain_training import train as train_plainly
 
+from gradtrace.ledger import commit_store, entry_store
+from gradtrace.ledger.commit import Commit, encode_commit
+from gradtrace.ledger.header import FORMAT
+from gradtrace.ledger.retention import plan_merges
+from gradtrace.ledger.storage import Storage
+from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder import stream
 
 
@@ -36,8 +43,12 @@ def main() -> None:
 
 
 def _live(request: dict[str, Any]) -> dict[str, Any]:
-    train = train_plainly
-    if request["program"] == "lightning":
+    train: Callable[..., None] = train_plainly
+    if request["program"] == "merging":
+        train = partial(
+            train_plainly, entry_steps=2
+        )  # entries short enough for several merges, one on another
+    elif request["program"] == "lightning":
         from lightning_training import train  # a second or more that the plain training need not pay
     source, sink = os.pipe()
     child = os.fork()
@@ -76,6 +87,8 @@ def _be_the_child(train: Callable[..., None], request: dict[str, Any], sink: int
             if trap is not None:
                 trap.enter(line)
 
+        _write_down_commits(folder / "commits.jsonl")
+        _tell_of_merges(tell)
         tell("starting")
         train(folder, tell)
         status = 0
@@ -84,6 +97,28 @@ def _be_the_child(train: Callable[..., None], request: dict[str, Any], sink: int
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _write_down_commits(path: Path) -> None:
+    real = commit_store.write_commit
+
+    def write_commit(storage: Storage, run: str, commit: Commit) -> None:
+        real(storage, run, commit)
+        with path.open("ab") as file:
+            file.write(encode_commit(commit, run=run, version=FORMAT) + b"\n")
+
+    vars(entry_store)["write_commit"] = write_commit
+
+
+def _tell_of_merges(tell: Callable[[str], None]) -> None:
+    real = LedgerWriter.merge
+
+    def merge(self: LedgerWriter) -> int:
+        if plan_merges(self.entries):
+            tell("merging")
+        return real(self)
+
+    LedgerWriter.merge = merge  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

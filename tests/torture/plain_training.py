@@ -16,7 +16,7 @@ __all__ = ["train"]
 CHECKPOINT_EVERY = 6
 
 
-def train(folder: Path, tell: Callable[[str], None]) -> None:
+def train(folder: Path, tell: Callable[[str], None], entry_steps: int = 4) -> None:
     """Train to the end; `tell` what is being done, and every commit that was announced."""
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -28,7 +28,12 @@ def train(folder: Path, tell: Callable[[str], None]) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     recorder = gt.Recorder(
-        model, folder / "run.ledger.zarr", window_steps=2, entry_steps=4, mode="append", resume_at=start
+        model,
+        folder / "run.ledger.zarr",
+        window_steps=2,
+        entry_steps=entry_steps,
+        mode="append",
+        resume_at=start,
     )
     announced = 0
     for step in range(start, STEPS):

@@ -47,6 +47,14 @@ def test_killed_while_a_commit_is_waited_for(new_run: Any, operation: int) -> No
     run.finish()
 
 
+@pytest.mark.parametrize("operation", range(SEED % STRIDE, 260, STRIDE))
+def test_killed_while_entries_are_merged(new_run: Any, operation: int) -> None:
+    # The first merge and those that follow, beside whatever the training thread does meanwhile.
+    run = new_run("merging")
+    assert run.live(trap=("merging", operation))
+    run.finish()
+
+
 @pytest.mark.parametrize("operation", range(5 + SEED % STRIDE, 55, STRIDE))
 def test_killed_while_lightning_saves_a_checkpoint(new_run: Any, operation: int) -> None:
     run = new_run("lightning")
