@@ -25,7 +25,7 @@ from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
-from gradtrace.recorder.settings import Mode, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
 from gradtrace.recorder.summary import Summary
 
 __all__ = ["HFGradientLedger"]
@@ -60,6 +60,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         merge: whether older entries are merged as the run goes on, never across a checkpoint's step.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
+        on_error: what to do when the storage fails during training: "raise", or "warn"; see `Recorder`.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -79,9 +80,11 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         merge: bool = True,
         mode: Mode = None,
         storage_options: StorageOptions = None,
+        on_error: OnError = "raise",
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
+        check_on_error(on_error)
         selection = Selection.of(include, exclude)
         storage_at(path, storage_options)
         self.path = os.fspath(path)
@@ -95,6 +98,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             "threshold": threshold,
             "overhead": overhead,
             "merge": merge,
+            "on_error": on_error,
         }
         self._recorder: Recorder | None = None
         self._trainer: Trainer | None = None  # while it trains

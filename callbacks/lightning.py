@@ -23,7 +23,7 @@ from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
-from gradtrace.recorder.settings import Mode, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
@@ -57,6 +57,7 @@ class GradientLedger(Callback):
         merge: whether older entries are merged as the run goes on, never across a checkpoint's step.
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
+        on_error: what to do when the storage fails during training: "raise", or "warn"; see `Recorder`.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -76,9 +77,11 @@ class GradientLedger(Callback):
         merge: bool = True,
         mode: Mode = None,
         storage_options: StorageOptions = None,
+        on_error: OnError = "raise",
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
+        check_on_error(on_error)
         Selection.of(include, exclude)
         storage_at(path, storage_options)
         self.path = os.fspath(path)
@@ -91,6 +94,7 @@ class GradientLedger(Callback):
             "threshold": threshold,
             "overhead": overhead,
             "merge": merge,
+            "on_error": on_error,
         }
         self._recorder: Recorder | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

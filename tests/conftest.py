@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +84,7 @@ class S3:
         self._healed = threading.Event()
         self._application = DomainDispatcherApplication(create_backend_app)
         self._port = 0
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.come_back()
 
     def come_back(self) -> None:
@@ -90,7 +92,6 @@ class S3:
 
         self._server = make_server("127.0.0.1", self._port, self._answer, threaded=True)
         self._port = self._server.server_port
-        self._server.log = lambda *arguments: None  # type: ignore[method-assign]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 

@@ -10,7 +10,9 @@ from gradtrace.ledger.watched import is_known_watched, merged_watched
 
 __all__ = ["are_joinable", "merged_details"]
 
-_KNOWN = frozenset({"counts", "follows_checkpoint", "groups", "passed_cuts", "watched"})
+# What went wrong on the way to an entry, each a number of times.
+_TALLIES = ("passed_cuts", "failed_commits")
+_KNOWN = frozenset({"counts", "groups", "follows_checkpoint", "watched", *_TALLIES})
 
 
 def are_joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -24,14 +26,14 @@ def are_joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _is_known(details: Mapping[str, Any]) -> bool:
-    counts, passed = details.get("counts", dict.fromkeys(COUNTS)), details.get("passed_cuts", 0)
+    counts = details.get("counts", dict.fromkeys(COUNTS))
+    tallies = [details.get(name, 0) for name in _TALLIES]
     return (
         set(details) <= _KNOWN
         and isinstance(counts, Mapping)
         and set(counts) == set(COUNTS)
         and ("watched" not in details or is_known_watched(details["watched"]))
-        and isinstance(passed, int)
-        and not isinstance(passed, bool)
+        and all(isinstance(count, int) and not isinstance(count, bool) for count in tallies)
     )
 
 
@@ -50,8 +52,9 @@ def merged_details(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         merged["watched"] = merged_watched([part["watched"] for part in parts])
     if any("groups" in part for part in parts):
         merged["groups"] = _joined_groups([group for part in parts for group in part.get("groups", ())])
-    if passed := sum(part.get("passed_cuts", 0) for part in parts):
-        merged["passed_cuts"] = passed
+    for name in _TALLIES:
+        if count := sum(part.get(name, 0) for part in parts):
+            merged[name] = count
     if parts[0].get("follows_checkpoint"):
         merged["follows_checkpoint"] = True
     return merged

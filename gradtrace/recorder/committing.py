@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +64,11 @@ class Committing:
     def __init__(self, meeting: Meeting, writer: LedgerWriter | None, part: PartWriter) -> None:
         self._meeting, self._part = meeting, part
         self._writer = writer  # on rank 0
+        self._generation = 0  # of the next entry; a voided attempt raises it
         self._writing = Rounds(meeting, "the end of a write")
         self._agreeing = Rounds(meeting, "a decision of rank 0")
         self._merging = Rounds(meeting, "a merge")
+        self._agreeing_again = Rounds(meeting, "another attempt")
         self._parting = Rounds(meeting, "the end")
         self._merges = True
 
@@ -76,6 +78,7 @@ class Committing:
 
     def begin(self, own: RankLayout, opening: npt.NDArray[np.float32]) -> None:
         """Write the layout and, flat, the weights with which it begins."""
+        self._generation = own.generation
         if self._meeting.size == 1:
             assert self._writer is not None
             self._writer.add_layout(own.layout, [opening])
@@ -91,16 +94,23 @@ class Committing:
         self._writing.hold(bring, decide)
 
     def commit(
-        self, entry: OpenEntry, own: RankLayout, passed: int, supported: npt.NDArray[np.bool_]
+        self,
+        entry: OpenEntry,
+        own: RankLayout,
+        tallies: Mapping[str, int],
+        supported: npt.NDArray[np.bool_],
     ) -> list[int]:
         """Commit the entry and return, over all ranks, how many dependencies of each parameter had an event.
 
         Args:
             entry: this rank's part of it.
             own: the layout that it follows.
-            passed: cuts that were passed over on the way.
+            tallies: what went wrong on the way, by its name in the details: `passed_cuts`, `failed_commits`.
             supported: flat, which of this rank's dependencies have had an event, also in this entry.
         """
+        if tallies["failed_commits"]:
+            self._generation = self._agreeing_again.follow(lambda: self._begin_again(entry.begin))
+        generation = self._generation
 
         def bring() -> dict[str, Any]:
             part: dict[str, Any] = {
@@ -109,7 +119,7 @@ class Committing:
                 "supported": own.counted(supported),
             }
             if self._meeting.size > 1:
-                digests = self._part.write_entry(entry.begin, entry.end, own.generation, entry.arrays)
+                digests = self._part.write_entry(entry.begin, entry.end, generation, entry.arrays)
                 part["digests"] = {name: digest.to_json() for name, digest in digests.items()}
             return part
 
@@ -117,7 +127,7 @@ class Committing:
             assert self._writer is not None
             _check_spans([part["span"] for part in parts])
             marks = joined([part["marks"] for part in parts], len(own.layout.parameters))
-            details = entry.details(marks) | ({"passed_cuts": passed} if passed else {})
+            details = entry.details(marks) | {name: count for name, count in tallies.items() if count}
             if entry.follows_checkpoint:
                 details["follows_checkpoint"] = True
             if self._meeting.size == 1:
@@ -161,6 +171,12 @@ class Committing:
         except (CorruptLedgerError, StateError, UnsupportedFormatError) as error:
             self._merges = False
             _log.warning("entries of the ledger are not merged any more: %s", error)
+
+    def _begin_again(self, begin: int) -> int:
+        assert self._writer is not None
+        # A commit may have landed although its writer heard of a failure; it may be part of this entry now.
+        self._writer.void(begin)
+        return self._writer.generation
 
     def part(self) -> None:
         """Wait until all ranks have heard of the last commit."""

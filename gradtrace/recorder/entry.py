@@ -67,6 +67,18 @@ class OpenEntry:
         self.windows += 1
         self.end = end
 
+    def extend(self, later: OpenEntry) -> None:
+        """Add an entry that begins where this one ends, of the same layout."""
+        for name, values in self.arrays.items():
+            values += later.arrays[name]
+        if self.below is not None and later.below is not None:
+            self.below.count(later.below)
+        self.marks += later.marks
+        self._records += later._records
+        self.sampling = self.sampling + later.sampling if later.windows else self.sampling
+        self.windows += later.windows
+        self.end = later.end
+
     def details(self, marks: Marks) -> dict[str, object]:
         """The JSON part of the commit, given the marks of all ranks: counts, and the optimizer's updates."""
         # A step that the fp16 scaler skipped moved no weight: it is no update.

@@ -34,7 +34,7 @@ from gradtrace.recorder.ranks import meeting_for
 from gradtrace.recorder.roster import Roster
 from gradtrace.recorder.rounds import Rounds
 from gradtrace.recorder.scaling import scale_and_skip
-from gradtrace.recorder.settings import Mode, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream, WatchedStep
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import StepRecord, refuse_optimizer
@@ -81,6 +81,9 @@ class Recorder:
             run, resumed or repeated, need not leave the same sums.
         merge: whether older entries are merged as the run goes on, the wider the older they are, so that T of
             them become O(log T); never across a step where `commit` was called, which stays resumable.
+        on_error: what to do when the disk or the object store fails after the first step: "raise" an error at
+            the next step, or "warn" once and go on. Then the open entry grows, in memory that does not, until
+            an entry can be written again; at worst its steps are missing at the end, and a warning says so.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
@@ -109,9 +112,11 @@ class Recorder:
         below_every: int = 16,
         overhead: float | None = None,
         merge: bool = True,
+        on_error: OnError = "raise",
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
+        check_on_error(on_error)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
         check_destination(path, mode, storage_options)
@@ -127,6 +132,7 @@ class Recorder:
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
         self._merge = merge
+        self._on_error = on_error
         self._roster = Roster(model, selection)
         self._meeting = meeting_for(model, together)
         self._below: WatchedSteps | None = None
@@ -236,7 +242,8 @@ class Recorder:
     def commit(self) -> int:
         """Close the window and the entry here, wait until they are durable, and return the step count.
 
-        Several ranks must all call it. After `close`, it returns the steps that are committed.
+        Several ranks must all call it. After `close`, and where on_error="warn" lets a failure pass, it
+        returns the steps that are committed.
         """
         if self._stream is not None:
             if self._released:
@@ -244,6 +251,10 @@ class Recorder:
             self._close_window()
             self._stream.submit(Cut(checkpoint=True))
             self._stream.drain()
+            if self._stream.is_behind:
+                if not self._closed:
+                    self._stream.outage.warn_checkpoint(self.step)
+                return self.committed
         return self.step
 
     def close(self, *, failed: bool = False) -> None:
@@ -280,6 +291,8 @@ class Recorder:
             stream.abandon()
             raise
         stream.part()
+        if stream.is_behind:
+            stream.outage.warn_end(self.step)
 
     def summary(self) -> Summary:
         """What is committed so far; cheap enough to ask after every step."""
@@ -307,7 +320,8 @@ class Recorder:
         if self._stream is None:
             self._run_id, self.step = agreed["run"], agreed["end"]
             part = PartWriter(self.path, self._meeting.rank, self._storage_options)
-            self._stream = Stream(Committing(self._meeting, self._writer, part), self.step, merge=self._merge)
+            committing = Committing(self._meeting, self._writer, part)
+            self._stream = Stream(committing, self.step, merge=self._merge, on_error=self._on_error)
         opening = self._roster.enlist(own)
         known: list[npt.NDArray[np.bool_]] = []
         look = partial(known_support, self.path, agreed["run"], own, self._storage_options)

@@ -6,9 +6,10 @@ from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["Mode", "check_settings"]
+__all__ = ["Mode", "OnError", "check_on_error", "check_settings"]
 
 Mode: TypeAlias = Literal["append", "overwrite"] | None
+OnError: TypeAlias = Literal["raise", "warn"]
 
 
 def check_settings(window_steps: int, entry_steps: int, threshold: float, mode: str | None) -> None:
@@ -26,6 +27,12 @@ def check_settings(window_steps: int, entry_steps: int, threshold: float, mode: 
         raise InvalidValueError("threshold", expected="a finite number >= 0", got=repr(threshold))
     if mode not in (None, "append", "overwrite"):
         raise InvalidValueError("mode", expected='None, "append" or "overwrite"', got=repr(mode))
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise an InvalidValueError for a policy that is none."""
+    if on_error not in ("raise", "warn"):
+        raise InvalidValueError("on_error", expected='"raise" or "warn"', got=repr(on_error))
 
 
 def _is_whole(value: object) -> bool:

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradtrace.errors import RankLostError
+from gradtrace.errors import GradtraceError, RankLostError
 from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.entry import OpenEntry
+from gradtrace.recorder.outage import Outage
+from gradtrace.recorder.settings import OnError
 from gradtrace.recorder.updates import StepRecord
 from gradtrace.recorder.window import DeviceWindow, HostWindow
 
@@ -86,9 +89,11 @@ class Stream:
         committing: puts entries into the ledger.
         end: committed steps so far.
         merge: whether to join older entries after each commit, and those of an earlier life at the beginning.
+        on_error: "warn" joins an entry that cannot be written back into the open one, and tries again at the
+            next cut; "raise" keeps that failure too.
     """
 
-    def __init__(self, committing: Committing, end: int, *, merge: bool) -> None:
+    def __init__(self, committing: Committing, end: int, *, merge: bool, on_error: OnError = "raise") -> None:
         self._committing, self._merges = committing, merge
         self._checkpoint_at = end  # going on from there is as good as a checkpoint
         self._below: tuple[str, ...] = ()
@@ -101,8 +106,10 @@ class Stream:
         self._lock = threading.Lock()
         self._shares: tuple[int, dict[str, tuple[int, int]]] = (end, {})
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gradtrace-disk")
-        self._writing: Future[None] | None = None
+        self._writing: Future[GradtraceError | None] | None = None  # a failure that the run goes on after
         self._merging: Future[None] | None = None
+        self._written: OpenEntry | None = None  # the entry that `_writing` is about
+        self.outage = Outage(on_error, lambda: self.never_supported()[0])
         self._began = perf_counter()
         self._thread = threading.Thread(target=self._run, name="gradtrace-ledger", daemon=True)
         self._thread.start()
@@ -120,10 +127,19 @@ class Stream:
             raise self._failure
 
     def drain(self, *, merged: bool = False) -> None:
-        """Wait until all that is queued is durable, with `merged` also merged; raise what failed."""
+        """Wait until all that is queued is durable, with `merged` also merged; raise what failed.
+
+        Afterwards `is_behind` says whether a failure was tolerated.
+        """
         self._tasks.join()
-        wait([task for task in (self._writing, self._merging if merged else None) if task is not None])
+        waited: list[Future[Any] | None] = [self._writing, self._merging if merged else None]
+        wait([task for task in waited if task is not None])
         self.check()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last entry could not be written; asked after `drain`."""
+        return self._writing is not None and self._writing.result() is not None
 
     def stop(self) -> None:
         """End both threads after what is queued and release the ledger; never raises."""
@@ -163,7 +179,8 @@ class Stream:
     def _do(self, task: BeginLayout | ClosedWindow | WatchedStep | Cut) -> None:
         if isinstance(task, BeginLayout):
             self._cut(None)
-            self._finish_writing()
+            if self._writing is not None and (failure := self._writing.result()) is not None:
+                raise failure
             if self._merging is not None:
                 self._merging.result()
             self._committing.begin(task.own, task.opening)
@@ -175,7 +192,8 @@ class Stream:
         elif isinstance(task, Cut):
             self._cut(task.home)
             if task.checkpoint and self._open is not None:
-                self._checkpoint_at = self._open.begin
+                failed = self._finish_writing()
+                self._checkpoint_at = self._open.begin if failed is None else failed.begin
         elif isinstance(task, WatchedStep):
             assert self._open is not None, "a step came before its layout"
             assert self._open.below is not None, "a watched step where none is recorded"
@@ -187,13 +205,16 @@ class Stream:
 
     def _cut(self, home: DeviceWindow | None) -> None:
         entry, own = self._open, self._own
-        if entry is None or own is None or entry.windows == 0:
+        if entry is None or own is None or (entry.windows == 0 and not self._awaits_failed(home)):
             return
         if home is not None and not self._committing.agree(lambda: self._disk_keeps_up(home)):
             self._passed += 1
             return
-        self._finish_writing()
-        entry.follows_checkpoint = 0 < entry.begin == self._checkpoint_at
+        if (failed := self._finish_writing()) is not None:
+            failed.extend(entry)
+            entry = self._open = failed
+        self._written = entry
+        entry.follows_checkpoint |= 0 < entry.begin == self._checkpoint_at
         self._writing = self._disk.submit(self._write, entry, own, self._passed, self._supported)
         self._merge_after(self._writing)
         self._passed = 0
@@ -203,14 +224,20 @@ class Stream:
         below = EntrySums(self._below, own.layout, own.rank) if self._below else None
         return OpenEntry(begin, own.size, below)
 
-    def _merge_after(self, writing: Future[None] | None) -> None:
+    def _merge_after(self, writing: Future[GradtraceError | None] | None) -> None:
         if self._merges:
             # A future of its own: a checkpoint waits for its entry, not for what is joined because of it.
             self._merging = self._disk.submit(self._merge, writing)
 
-    def _merge(self, writing: Future[None] | None) -> None:
-        if writing is None or writing.exception() is None:
+    def _merge(self, writing: Future[GradtraceError | None] | None) -> None:
+        if writing is not None and (writing.exception() or writing.result()):
+            return
+        try:
             self._committing.merge()
+        except GradtraceError as failure:
+            # The next commit says what is wrong; until then nothing but room is lost.
+            if not self.outage.tolerates(failure):
+                raise
 
     def _disk_keeps_up(self, home: DeviceWindow) -> bool:
         while self._writing is not None and not self._writing.done():
@@ -220,15 +247,25 @@ class Stream:
                 return False
         return True
 
-    def _finish_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    def _awaits_failed(self, home: DeviceWindow | None) -> bool:
+        return home is None and self._finish_writing() is not None
+
+    def _finish_writing(self) -> OpenEntry | None:
+        """Return the entry whose writing failed, if the run goes on all the same."""
+        failure = None if self._writing is None else self._writing.result()
+        return None if failure is None else self._written
 
     def _write(
         self, entry: OpenEntry, own: RankLayout, passed: int, supported: npt.NDArray[np.bool_]
-    ) -> None:
+    ) -> GradtraceError | None:
         now = np.logical_or(supported, entry.arrays["events"])
-        counts = self._committing.commit(entry, own, passed, now)
+        tallies = {"passed_cuts": passed, "failed_commits": self.outage.failures}
+        try:
+            counts = self._committing.commit(entry, own, tallies, now)
+        except GradtraceError as failure:
+            if not self.outage.passes(failure):
+                raise
+            return failure
         supported[:] = now
         shares = {
             info.name: (info.size - count, info.size)
@@ -236,3 +273,6 @@ class Stream:
         }
         with self._lock:
             self._shares = (entry.end, shares)
+        self._written = None  # or its arrays would be kept for nothing
+        self.outage.worked()
+        return None

@@ -64,6 +64,13 @@ class EntrySums:
             if inputs.info.module in self._modules:
                 self._add_inputs(inputs, arrays)
 
+    def count(self, later: EntrySums) -> None:
+        """Add the counts of later watched steps of the same layout; their arrays are added elsewhere."""
+        for mine, theirs in ((self._counts, later._counts), (self._input_counts, later._input_counts)):
+            for name, counts in theirs.items():
+                mine[name] = [sum(pair) for pair in zip(mine[name], counts, strict=True)]
+        self._fallen |= later._fallen
+
     def details(self) -> dict[str, Any]:
         """The member `watched` of the commit's details."""
         watched = {"counts": self._counts, "inputs": self._input_counts, "fallen": self._fallen}
