@@ -155,6 +155,8 @@ class Recorder:
         self._released = False
         self._observe_seconds = 0.0
         self._blocked_seconds = 0.0
+        self._windows = 0
+        self._began: float | None = None
         self.step = 0
 
     @property
@@ -187,6 +189,7 @@ class Recorder:
                 gradient was there in ten steps running.
         """
         began = perf_counter()
+        self._began = self._began or began
         optimizer, own_scaler = bare_optimizer(optimizer)
         scaler = scaler or own_scaler
         if self._closed:
@@ -297,7 +300,15 @@ class Recorder:
     def summary(self) -> Summary:
         """What is committed so far; cheap enough to ask after every step."""
         steps, parameters = self._stream.never_supported() if self._stream is not None else (0, {})
-        return Summary(self.path, steps, parameters, self._observe_seconds, self._blocked_seconds)
+        return Summary(
+            self.path,
+            steps,
+            parameters,
+            self._observe_seconds,
+            self._blocked_seconds,
+            0.0 if self._began is None else perf_counter() - self._began,
+            self._windows,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -387,5 +398,6 @@ class Recorder:
         began = perf_counter()
         closed = window.close()
         self._blocked_seconds += perf_counter() - began
+        self._windows += 1
         stream.submit(ClosedWindow(closed, window, self.step, self._records, self._budget.stride))
         self._records = []

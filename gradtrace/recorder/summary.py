@@ -17,7 +17,10 @@ class Summary:
         steps: recorded optimizer steps, committed ones.
         parameters: per parameter, (dependencies without a single event, dependencies).
         observe_seconds: time the training thread spent inside `observe`, in seconds.
-        blocked_seconds: part of it spent waiting for the writer's thread, in seconds.
+        blocked_seconds: part of it spent waiting for the writer's thread as windows closed, in seconds.
+            Waiting for the commit of a checkpoint is not in it.
+        run_seconds: time since recording began, in seconds.
+        windows: windows closed since then.
     """
 
     path: str
@@ -25,6 +28,13 @@ class Summary:
     parameters: Mapping[str, tuple[int, int]]
     observe_seconds: float
     blocked_seconds: float
+    run_seconds: float = 0.0
+    windows: int = 0
+
+    @property
+    def blocked(self) -> float:
+        """Share of the run that the training thread spent waiting for the writer's thread."""
+        return self.blocked_seconds / self.run_seconds if self.run_seconds else 0.0
 
     @property
     def dependencies(self) -> int:
@@ -37,8 +47,12 @@ class Summary:
         return sum(never for never, _ in self.parameters.values()) / max(1, self.dependencies)
 
     def metrics(self, prefix: str = "ledger") -> dict[str, float]:
-        """Scalars for a logger: the share of never supported dependencies, overall and per parameter."""
-        scalars = {f"{prefix}/never_supported": self.never_supported}
+        """Scalars for a logger: shares never supported, overall and per parameter, and of the run blocked."""
+        scalars = {
+            f"{prefix}/never_supported": self.never_supported,
+            f"{prefix}/blocked": self.blocked,
+            f"{prefix}/blocked_seconds_per_window": self.blocked_seconds / max(1, self.windows),
+        }
         for name, (never, size) in self.parameters.items():
             scalars[f"{prefix}/never_supported/{name}"] = never / max(1, size)
         return scalars
@@ -47,7 +61,8 @@ class Summary:
         head = (
             f"ledger {self.path}: {self.steps:,} steps of {self.dependencies:,} dependencies, "
             f"{self.never_supported:.2%} never supported; "
-            f"{self.observe_seconds:.2f} s on the training thread, {self.blocked_seconds:.2f} s of it waiting"
+            f"{self.observe_seconds:.2f} s on the training thread, "
+            f"{self.blocked_seconds:.2f} s of it waiting ({self.blocked:.2%} of the run)"
         )
         worst = sorted(
             self.parameters.items(), key=lambda item: item[1][0] / max(1, item[1][1]), reverse=True
