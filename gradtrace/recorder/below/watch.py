@@ -21,6 +21,7 @@ from gradtrace.recorder.below.step_sums import StepSums
 from gradtrace.recorder.below.trust import Trust
 from gradtrace.recorder.below.wanted import Wanted
 from gradtrace.recorder.parameters import Candidate
+from gradtrace.recorder.shards import is_sharded
 
 __all__ = ["Watch"]
 
@@ -149,7 +150,7 @@ class Watch:
             unchecked = self._trust.unchecked(grads)
             self._trust.check(
                 {number: sums.view("total", number) * factor for number in unchecked},
-                {number: grads[number] for number in unchecked},
+                {number: _whole(grads[number]) for number in sorted(unchecked)},
                 sums.lowest,
                 sums.seen,
             )
@@ -189,3 +190,11 @@ class Watch:
                     sums.add(owner, numbers, x, d)
         except Exception as error:  # a formula that does not fit a module must not stop the training
             sums.spoil(numbers.values(), f"its formula failed, {type(error).__name__}: {error}"[:300])
+
+
+def _whole(grad: torch.Tensor) -> torch.Tensor:
+    """The gradient itself, or what all ranks hold of it, gathered: at the first check only."""
+    if not is_sharded(grad):
+        return grad
+    gathered: torch.Tensor = grad.full_tensor()  # type: ignore[attr-defined]
+    return gathered

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
-from gradtrace.errors import InvalidValueError
+from gradtrace.errors import InvalidValueError, UnsupportedError
 from gradtrace.ledger.format import InputInfo
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.below.wanted import Wanted
 from gradtrace.recorder.below.watch import Watch
 from gradtrace.recorder.parameters import Candidate
+from gradtrace.recorder.shards import is_sharded
 
 __all__ = ["WatchedSteps", "is_watched"]
 
@@ -47,7 +49,8 @@ class WatchedSteps:
 
     Raises:
         InvalidValueError: `every` is no whole number of at least 1.
-        UnsupportedError: samples are wanted, and a module ties samples together; it is named.
+        UnsupportedError: samples are wanted, and a module ties samples together; or the ranks compute parts
+            of one layer (tensor parallel, or sharded in several dimensions). It is named.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class WatchedSteps:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise InvalidValueError("below_every", expected="a whole number, at least 1", got=repr(every))
         self._model, self._wanted, self._every, self._ranks = model, wanted, every, ranks
+        _refuse_parts_of_layers(model, candidates)
         self._candidates = list(candidates)
         self._watch = Watch(model, candidates, wanted)
         self._watch.begin()
@@ -104,3 +108,17 @@ class WatchedSteps:
     def close(self) -> None:
         """Take every hook away."""
         self._watch.cancel()
+
+
+def _refuse_parts_of_layers(model: nn.Module, candidates: Sequence[Candidate]) -> None:
+    gathers = any(
+        base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__
+    )
+    for one in candidates:
+        sharded: Any = one.parameter
+        if is_sharded(one.parameter) and (not gathers or sharded.device_mesh.ndim > 1):
+            raise UnsupportedError(
+                f"evidence below the step of {one.info.name!r}, of which each rank computes a part",
+                expected="layers that each rank computes as a whole: DDP, or FSDP2 in one dimension",
+                remedy="leave below= out",
+            )
