@@ -21,6 +21,7 @@ from gradtrace.callbacks.huggingface_trainer import (
 )
 from gradtrace.errors import GradtraceError, InvalidValueError, UnsupportedError
 from gradtrace.ledger.location import StorageOptions, storage_at
+from gradtrace.recorder.below.wanted import Word, check_below
 from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
@@ -61,6 +62,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         mode: what to do where a ledger exists: None refuses, "append" goes on in it, "overwrite" replaces it.
         storage_options: how to reach an object store; see `Recorder`.
         on_error: what to do when the storage fails during training: "raise", or "warn"; see `Recorder`.
+        below: evidence below the step: any of "positions", "samples", "inputs" and "gram"; see `Recorder`.
+        below_every: one step of this many is watched for it.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -85,6 +88,12 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
+        below: Word | Sequence[Word] = (),
+        below_every: int = 16,
+    ) -> None:
+        check_settings(window_steps, entry_steps, threshold, mode)
+        check_overhead(overhead)
+        wanted = check_below(below, below_every)
         selection = Selection.of(include, exclude)
         storage_at(path, storage_options)
         self.path = os.fspath(path)
@@ -99,6 +108,8 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             "overhead": overhead,
             "merge": merge,
             "on_error": on_error,
+            "below": list(wanted.words),
+            "below_every": below_every,
         }
         self._recorder: Recorder | None = None
         self._trainer: Trainer | None = None  # while it trains

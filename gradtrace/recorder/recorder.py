@@ -25,7 +25,7 @@ from gradtrace.ledger.location import StorageOptions
 from gradtrace.ledger.part import PartWriter
 from gradtrace.ledger.writer import LedgerWriter
 from gradtrace.recorder.beginning import agreed_layout, known_support, open_writer
-from gradtrace.recorder.below.wanted import Wanted, Word
+from gradtrace.recorder.below.wanted import Word, check_below
 from gradtrace.recorder.below.watched_steps import WatchedSteps
 from gradtrace.recorder.budget import Budget, check_overhead
 from gradtrace.recorder.committing import Committing, RankLayout
@@ -136,7 +136,7 @@ class Recorder:
         self._roster = Roster(model, selection)
         self._meeting = meeting_for(model, together)
         self._below: WatchedSteps | None = None
-        if wanted := Wanted.of(below):
+        if wanted := check_below(below, below_every):
             self._settings |= {"below": list(wanted.words), "below_every": below_every}
             self._below = WatchedSteps(
                 model, self._roster.candidates, wanted, below_every, self._meeting.size

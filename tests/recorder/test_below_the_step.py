@@ -428,6 +428,58 @@ def test_only_the_stepping_optimizers_parameters_count() -> None:
     assert {part.name for part in evidence.parameters} == {"1.weight", "1.bias"}
 
 
+def test_optimizers_that_share_a_backward_pass_share_its_evidence() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    watch = watching(model)
+    found = []
+    for _ in range(3):
+        model.zero_grad()
+        watch.begin()
+        model(torch.randn(4, 3)).sum().backward()
+        for part in (model[0], model[1]):
+            evidence = watch.end(part.parameters())
+            assert evidence is not None
+            found.append(sorted(one.name for one in evidence.parameters))
+            watch.begin()  # as a recorder does after every step
+    assert found == [["0.bias", "0.weight"], ["1.bias", "1.weight"]] * 3
+    assert watch.fallen == {}
+    watch.cancel()
+
+
+def test_what_an_optimizer_leaves_is_dropped_by_the_next_forward_pass() -> None:
+    """As with two networks that train against each other."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    watch = watching(model)
+    watch.begin()
+    model(torch.randn(4, 3)).sum().backward()
+    assert watch.end(model[1].parameters()) is not None
+    assert watch.is_over
+    model.zero_grad()
+    model[0](torch.randn(7, 3)).sum().backward()
+    assert watch.end(model[0].parameters()) is None
+    assert watch.fallen == {}
+    assert not any(module._forward_hooks for module in model.modules())
+    watch.begin()
+    model(torch.randn(4, 3)).sum().backward()
+    watch.end(model[1].parameters())
+    watch.begin()
+    model.zero_grad()
+    model[0](torch.randn(7, 3)).sum().backward()
+    evidence = watch.end(model[0].parameters())
+    assert evidence is not None
+    assert {(one.name, one.positions) for one in evidence.parameters} == {("0.weight", 7), ("0.bias", 7)}
+    assert watch.fallen == {}
+
+
+def test_a_backward_pass_of_before_is_no_reason_to_fall_back() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    watch = watching(model)
+    model(torch.randn(4, 3)).sum().backward()
+    watch.begin()
+    assert watch.end(model.parameters()) is None
+    assert watch.fallen == {}
+
+
 def test_the_model_carries_no_hooks_outside_a_watched_step() -> None:
     model = Tokens()
     watch = watching(model)
@@ -449,9 +501,7 @@ def test_a_backward_pass_that_comes_after_the_step_adds_nothing() -> None:
     loss = sum_loss(model(tokens()))
     watch.begin()
     loss.backward()
-    evidence = watch.end(model.parameters())
-    assert evidence is not None
-    assert not any(array.any() for array in evidence.arrays.values())
+    assert watch.end(model.parameters()) is None
 
 
 def test_checkpointing_still_frees_the_inputs_of_the_layers_inside() -> None:

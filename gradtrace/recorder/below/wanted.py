@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["Wanted", "Word"]
+__all__ = ["Wanted", "Word", "check_below"]
 
 Word: TypeAlias = Literal["positions", "samples", "inputs", "gram"]
 
@@ -66,3 +66,10 @@ class Wanted:
     def moments(self) -> tuple[str, ...]:
         """Those over inputs."""
         return (("input_sum", "input_sumsq") if self.inputs else ()) + (("input_gram",) if self.gram else ())
+
+
+def check_below(below: Word | Sequence[Word], every: int) -> Wanted:
+    """Return what is asked for, and raise an InvalidValueError where it, or `every`, means nothing."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InvalidValueError("below_every", expected="a whole number, at least 1", got=repr(every))
+    return Wanted.of(below)

@@ -63,6 +63,14 @@ class Watch:
         self._eager = EagerSteps()
         self._handles: list[RemovableHandle] = []
         self._sums: StepSums | None = None
+        self._taken: set[int] = set()
+        self._is_over = False
+        self._begins_again = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the step has ended for some of its parameters, and `end` still has evidence for others."""
+        return self._is_over
 
     @property
     def fallen(self) -> dict[str, str]:
@@ -75,7 +83,14 @@ class Watch:
         return [info for info, _ in input_index(self._owners, numbers)] if self._wanted.moments else []
 
     def begin(self) -> None:
-        """Watch the step that begins here; what a step before left unfinished is dropped."""
+        """Watch the step that begins here; what a step before left unfinished is dropped.
+
+        That of another optimizer, which is yet to step after the same backward pass, is kept until the next
+        forward pass.
+        """
+        if self._is_over:
+            self._begins_again = True
+            return
         self.cancel()
         self._trained |= {
             number for number, one in enumerate(self._candidates) if one.parameter.requires_grad
@@ -96,7 +111,7 @@ class Watch:
                 # First in line, to see the module's own output and not what another hook makes of it.
                 self._handles.append(
                     owner.module.register_forward_hook(
-                        partial(self._called, self._sums, owner), prepend=True, with_kwargs=True
+                        partial(self._called, owner), prepend=True, with_kwargs=True
                     )
                 )
 
@@ -107,6 +122,8 @@ class Watch:
         self._handles = []
         self._eager.end()
         self._sums = None
+        self._taken = set()
+        self._is_over = self._begins_again = False
 
     @torch.no_grad()
     def end(
@@ -119,30 +136,42 @@ class Watch:
         skip: torch.Tensor | None = None,
         add_over_ranks: Callable[[torch.Tensor], object] | None = None,
     ) -> StepEvidence | None:
-        """Stop watching and return the step's evidence; None where `begin` was not called or found nothing.
+        """Return the step's evidence and stop watching; None where nothing was watched.
+
+        Evidence of parameters that do not step here can still be asked for until the next forward pass.
 
         Args:
-            stepping: the parameters that the optimizer is about to update; evidence of others is dropped.
+            stepping: the parameters that the optimizer is about to update.
             loss_scale: what the loss was multiplied by, 0-d; None for 1.
             grads_are_unscaled: whether `p.grad` was divided by it already.
             ranks: how many ranks the gradients are averaged over.
             skip: 0-d, not zero where the scaler will skip the step: then its evidence does not count.
             add_over_ranks: adds a tensor up over the ranks, in place; given on all ranks or on none.
         """
-        sums = self._sums
-        self.cancel()
+        sums, taken = self._sums, self._taken
         if sums is None:
             return None
-        sums.finish()
+        if not self._is_over:
+            sums.finish()
+            if add_over_ranks is not None:
+                sums.add_up(add_over_ranks)
         ids = {id(one) for one in stepping}
-        grads = {
-            number: one.grad
+        mine = [
+            number
             for number in sums.numbers
-            if id(one := self._candidates[number].parameter) in ids and one.grad is not None
-        }
-        if add_over_ranks is not None:
-            sums.add_up(add_over_ranks)
+            if id(self._candidates[number].parameter) in ids and number not in taken
+        ]
+        self._taken = taken | set(mine)
+        if sums.seen - self._taken:
+            self._is_over = True
+        else:
+            self.cancel()
+        if not sums.seen:  # a backward pass of before: nothing can be told
+            return None
         self._trust.fall(sums.broken)
+        grads = {
+            number: grad for number in mine if (grad := self._candidates[number].parameter.grad) is not None
+        }
         if "total" in sums.arrays:
             factor = (
                 1.0 / ranks if loss_scale is None or not grads_are_unscaled else 1.0 / (loss_scale * ranks)
@@ -158,23 +187,35 @@ class Watch:
         standing = [number for number in grads if number not in self._trust.fallen]
         return sums.evidence(standing, factor, skip, self.fallen)
 
-    def _called(
-        self, sums: StepSums, owner: Owner, module: nn.Module, args: Any, kwargs: Any, out: Any
-    ) -> None:
+    def _called(self, owner: Owner, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        x = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
+        if x is None or not isinstance(out, torch.Tensor):
+            return
+        noted = torch.is_grad_enabled() and out.requires_grad
+        # Within a backward pass it is checkpointing's call, that repeats one which was counted already.
+        repeated = torch._C._current_graph_task_id() != -1
+        if self._is_over and noted and not repeated:
+            self._next_step()
+        sums = self._sums
+        if sums is None or self._is_over:
+            return
         numbers = {
             leaf: number
             for leaf, number in owner.leaves.items()
             if number in sums.numbers and self._candidates[number].parameter.requires_grad
         }
-        x = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
-        if not numbers or x is None or not isinstance(out, torch.Tensor):
+        if not numbers:
             return
-        noted = torch.is_grad_enabled() and out.requires_grad
-        # Within a backward pass it is checkpointing's call, that repeats one which was counted already.
-        if torch._C._current_graph_task_id() == -1 and (noted or module.training):
+        if not repeated and (noted or module.training):
             sums.expect(numbers.values())
         if noted:
             on_gradient(out, partial(self._received, sums, owner, numbers, KeptInput(x)))
+
+    def _next_step(self) -> None:
+        begins = self._begins_again
+        self.cancel()
+        if begins:
+            self.begin()
 
     def _received(
         self, sums: StepSums, owner: Owner, numbers: dict[str, int], kept: KeptInput, d: torch.Tensor

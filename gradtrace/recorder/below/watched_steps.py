@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
-from gradtrace.errors import InvalidValueError, UnsupportedError
+from gradtrace.errors import UnsupportedError
 from gradtrace.ledger.format import InputInfo
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.below.wanted import Wanted
@@ -48,7 +48,6 @@ class WatchedSteps:
         ranks: how many processes train the model together.
 
     Raises:
-        InvalidValueError: `every` is no whole number of at least 1.
         UnsupportedError: samples are wanted, and a module ties samples together; or the ranks compute parts
             of one layer (tensor parallel, or sharded in several dimensions). It is named.
     """
@@ -56,8 +55,6 @@ class WatchedSteps:
     def __init__(
         self, model: nn.Module, candidates: Sequence[Candidate], wanted: Wanted, every: int, ranks: int
     ) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise InvalidValueError("below_every", expected="a whole number, at least 1", got=repr(every))
         self._model, self._wanted, self._every, self._ranks = model, wanted, every, ranks
         _refuse_parts_of_layers(model, candidates)
         self._candidates = list(candidates)
@@ -83,8 +80,11 @@ class WatchedSteps:
     def take(
         self, step: int, optimizer: Optimizer, scaler: GradScaler | None, skip: torch.Tensor | None
     ) -> StepEvidence | None:
-        """Return the evidence of the step that ends here; None where it was not drawn."""
-        if not is_watched(step, self._every):
+        """Return the evidence of the step that ends here; None where it was not drawn.
+
+        Where several optimizers step after one backward pass, the first one's step is drawn, or not, for all.
+        """
+        if not self._watch.is_over and not is_watched(step, self._every):
             self._watch.cancel()
             return None
         scale, unscaled = None, False
