@@ -63,7 +63,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         storage_options: how to reach an object store; see `Recorder`.
         on_error: what to do when the storage fails during training: "raise", or "warn"; see `Recorder`.
         below: evidence below the step: any of "positions", "samples", "inputs" and "gram"; see `Recorder`.
-        below_every: one step of this many is watched for it.
+        below_every: one step of this many, a power of two, is watched for it.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.

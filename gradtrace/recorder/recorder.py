@@ -74,7 +74,7 @@ class Recorder:
         below: evidence below the step, in watched steps only: "positions" and "samples" (what single tokens
             or pixels, and whole samples, contribute: squares and support), "inputs" (sums and sums of squares
             of every layer's inputs) and "gram" (their Gram matrices).
-        below_every: one step of this many is watched, drawn at random from the number of the step.
+        below_every: one step of this many, a power of two, is watched, drawn at random from its number.
         overhead: share of a step that recording may take, e.g. 0.01; None: whatever it takes. Where it takes
             more, sums are taken on some steps only, drawn at random and weighted, so that they stay unbiased;
             `events` count every step all the same. What is drawn depends on how fast the machine is: such a

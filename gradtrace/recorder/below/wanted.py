@@ -70,6 +70,8 @@ class Wanted:
 
 def check_below(below: Word | Sequence[Word], every: int) -> Wanted:
     """Return what is asked for, and raise an InvalidValueError where it, or `every`, means nothing."""
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise InvalidValueError("below_every", expected="a whole number, at least 1", got=repr(every))
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1 or every & (every - 1):
+        raise InvalidValueError(
+            "below_every", expected="a power of two", got=repr(every), remedy="pass e.g. below_every=16"
+        )
     return Wanted.of(below)

@@ -16,22 +16,20 @@ from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.below.wanted import Wanted
 from gradtrace.recorder.below.watch import Watch
 from gradtrace.recorder.parameters import Candidate
+from gradtrace.recorder.sampling import drawn
 from gradtrace.recorder.shards import is_sharded
 
 __all__ = ["WatchedSteps", "is_watched"]
 
+_SEED = 1
+
 
 def is_watched(step: int, every: int) -> bool:
-    """Whether step number `step` is watched: one of each `every` in a row, drawn at random from their number.
+    """Whether a step is watched: one of `every`, a power of two, drawn at random from its number alone.
 
-    The draw is splitmix64 of the number of the stretch, so that a run that is resumed watches the same steps.
+    Apart from the steps that `overhead=` samples, so that the two say nothing about each other.
     """
-    stretch, place = divmod(step, every)
-    mask = 2**64 - 1
-    bits = (stretch + 1) * 0x9E3779B97F4A7C15 & mask
-    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB & mask
-    return (bits ^ (bits >> 31)) % every == place
+    return drawn(step, every, _SEED)
 
 
 class WatchedSteps:
@@ -44,7 +42,7 @@ class WatchedSteps:
         model: the module that trains.
         candidates: the parameters that may be recorded.
         wanted: which sums are taken.
-        every: one step of this many is watched.
+        every: one step of this many is watched, a power of two.
         ranks: how many processes train the model together.
 
     Raises:
