@@ -81,15 +81,12 @@ class GradientLedger(Callback):
         mode: Mode = None,
         storage_options: StorageOptions = None,
         on_error: OnError = "raise",
-    ) -> None:
-        check_settings(window_steps, entry_steps, threshold, mode)
-        check_overhead(overhead)
-        check_on_error(on_error)
         below: Word | Sequence[Word] = (),
         below_every: int = 16,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
+        check_on_error(on_error)
         wanted = check_below(below, below_every)
         Selection.of(include, exclude)
         storage_at(path, storage_options)
