@@ -32,6 +32,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/zero_support.py
 	$(BIN)/python benchmarks/ledger_io.py
 	$(BIN)/python benchmarks/planted.py
+	$(INSTALL) -e ".[bench]"
+	$(INSTALL) --no-deps backpack-for-pytorch  # without its torchvision, which must match the build of torch
+	$(BIN)/python benchmarks/overhead.py
 
 # Some hours on two cores; interrupted, the same command goes on.
 bench-criteria: $(STAMP)
