@@ -1,4 +1,4 @@
-"""The command line: `gradtrace info | compare | explain | plan | convert | criteria | merge`.
+"""The command line: `gradtrace info | growth | compare | explain | plan | convert | criteria | merge`.
 
 Only typer is imported up here: `gradtrace --help` answers at once, and each command loads what it needs.
 """
@@ -14,6 +14,7 @@ from gradtrace.commands.compare import compare
 from gradtrace.commands.convert import convert
 from gradtrace.commands.criteria import criteria
 from gradtrace.commands.explain import explain
+from gradtrace.commands.growth import growth
 from gradtrace.commands.info import info
 from gradtrace.commands.merge import merge
 from gradtrace.commands.plan import plan
@@ -44,7 +45,7 @@ app = typer.Typer(
     "`gradtrace plan run.ledger.zarr run.ckpt --density 0.3`",
 )
 
-for command in (criteria, info, compare, explain, plan, convert, merge):
+for command in (criteria, info, growth, compare, explain, plan, convert, merge):
     app.command()(command)
 
 

@@ -157,6 +157,14 @@ def test_plan_writes_plan_and_mask(home: Home, extra: tuple[str, ...]) -> None:
     assert mask["0.weight"].shape == (96, 40)
 
 
+def test_growth_is_shown_at_every_entrys_end(home: Home) -> None:
+    data = home.json("growth", "run.ledger.zarr", "--picture", "growth.png")
+    assert data["steps"] == [4, 6]
+    assert data["sizes"]["0.weight"] == 96 * 40
+    assert (home.path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert "together" in home.run("growth", "run.ledger.zarr").stdout
+
+
 def test_explain_counts_reasons_and_measures_three_arms(home: Home) -> None:
     options = ("--density", "0.3", "--q", "0.2", "--mask-out", "mask.safetensors")
     data = home.json("explain", *RUN, *options, *BOTH)

@@ -57,7 +57,7 @@ def explain(
     from gradtrace.commands.named_target import named_target
     from gradtrace.errors import InvalidValueError
     from gradtrace.evidence.criterion import DEFAULT
-    from gradtrace.report.tables import explanation_lines, explanation_table
+    from gradtrace.report.learned_tables import explanation_lines, explanation_table
 
     if (model is None) != (validate is None):
         raise InvalidValueError(

@@ -34,7 +34,15 @@ from scipy.stats import t as student
 from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.definition import Criterion, Finding, Judge, Study
 
-__all__ = ["DRIFT", "drift_pvalue", "inflation", "judge_drift", "self_normalised", "windows_of"]
+__all__ = [
+    "DRIFT",
+    "drift_finding",
+    "drift_pvalue",
+    "inflation",
+    "judge_drift",
+    "self_normalised",
+    "windows_of",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -48,14 +56,25 @@ def judge_drift(study: Study) -> Judge:
     """
 
     def judge(name: str) -> Finding:
-        windows, steps = windows_of(study, name), study.record(name).steps
-        total, squares = study.total(name, "grad_sum"), study.total(name, "window_sumsq")
-        rest = inflation(total, squares, study.total(name, "grad_sumsq"), windows=windows, steps=steps)
-        ratio = self_normalised(total, squares)
-        events = study.total(name, "events")
-        return Finding(ratio, drift_pvalue(ratio / np.sqrt(rest), windows=windows, events=events))
+        return drift_finding(
+            study.total(name, "grad_sum"),
+            study.total(name, "window_sumsq"),
+            study.total(name, "grad_sumsq"),
+            study.total(name, "events"),
+            windows=windows_of(study, name),
+            steps=study.record(name).steps,
+        )
 
     return judge
+
+
+def drift_finding(
+    total: Array, squares: Array, step_squares: Array, events: Array, *, windows: int, steps: int
+) -> Finding:
+    """Score and p-value from S, Q, the sum of the squared steps and the events of at least two windows."""
+    rest = inflation(total, squares, step_squares, windows=windows, steps=steps)
+    ratio = self_normalised(total, squares)
+    return Finding(ratio, drift_pvalue(ratio / np.sqrt(rest), windows=windows, events=events))
 
 
 def windows_of(study: Study, name: str) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from gradtrace.evidence.agreement import Agreement
 from gradtrace.evidence.criterion import Criterion
 from gradtrace.evidence.curves import Curves
-from gradtrace.evidence.explain import Explanation, Reason
 from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.ledger.reader import Ledger
 from gradtrace.report.table import Table
@@ -16,8 +15,6 @@ from gradtrace.structure.plan import Plan
 __all__ = [
     "agreement_table",
     "criteria_table",
-    "explanation_lines",
-    "explanation_table",
     "ledger_table",
     "never_supported_table",
     "plan_lines",
@@ -143,31 +140,6 @@ def never_supported_table(found: NeverSupported) -> Table:
     return Table(
         title, ("criterion", "calls", "right", "found (recall)", "right calls (precision)"), rows, note
     )
-
-
-def explanation_table(found: Explanation) -> Table:
-    """One row a parameter: how many dependencies are dropped and kept, and why."""
-    counts = found.counts()
-    reasons = [reason for reason in Reason if any(each[reason] for each in counts.values())]
-    rows = tuple(
-        (name, *(f"{each[reason]:,}" for reason in reasons), f"{found.mask[name].mean():.1%}")
-        for name, each in counts.items()
-        if found.mask[name].size
-    )
-    columns = ("parameter", *(reason.name.lower().replace("_", " ") for reason in reasons), "kept")
-    return Table("Why each dependency is dropped or kept", columns, rows)
-
-
-def explanation_lines(found: Explanation) -> tuple[str, ...]:
-    """What is dropped and kept in all, for each reason."""
-    counts = found.counts()
-    size = max(1, sum(sum(each.values()) for each in counts.values()))
-    lines = []
-    for reason in Reason:
-        total = sum(each[reason] for each in counts.values())
-        if total:
-            lines.append(f"{'kept' if reason.kept else 'dropped'} {total / size:.1%}: {reason.words}")
-    return tuple(lines)
 
 
 def plan_table(plan: Plan) -> Table:

@@ -15,7 +15,7 @@ from gradtrace.evidence.confirm import confirm
 from gradtrace.evidence.explain import Explanation, Reason, explain
 from gradtrace.evidence.score import score
 from gradtrace.evidence.select import select
-from gradtrace.report.tables import explanation_lines, explanation_table
+from gradtrace.report.learned_tables import explanation_lines, explanation_table
 
 SHAPE = (40, 50)
 
