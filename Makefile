@@ -21,7 +21,7 @@ lint: $(STAMP)
 # Kills trainings several hundred times; `make torture SEED=7` draws the moments of another run again.
 torture: SEED ?= $(shell date +%s)
 torture: $(STAMP)
-	GRADTRACE_TORTURE=1 GRADTRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture
+	GRADTRACE_TORTURE=1 GRADTRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture tests/ranks
 
 demo: $(STAMP)
 	$(BIN)/python recipes/train.py

@@ -131,8 +131,8 @@ class GradientLedger(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A sharded model's checkpoint is loaded only after this.
-        later = trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path is not None
+        # A sharded model's checkpoint is loaded only after this: there the recorder is the first to know.
+        later = trainer.strategy.restore_checkpoint_after_setup
         resumes = self._resume is not None or self._written is pl_module or later
         if not _dry(trainer) and not resumes:
             check_destination(self.path, self._mode, self._storage_options)

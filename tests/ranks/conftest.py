@@ -15,8 +15,8 @@ import pytest
 from gradtrace.ledger.reader import Ledger
 
 
-def launched(*arguments: object, ranks: int, script: str = "training.py") -> list[str]:
-    """Run a script of this folder on that many ranks; returns what each printed."""
+def lived(*arguments: object, ranks: int, script: str = "training.py") -> list[tuple[int, str]]:
+    """Run a script of this folder on that many ranks; returns each one's exit status and what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -40,8 +40,14 @@ def launched(*arguments: object, ranks: int, script: str = "training.py") -> lis
             for process in processes:
                 process.kill()
                 process.wait()
-    assert all(process.returncode == 0 for process in processes), told
-    return told
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def launched(*arguments: object, ranks: int, script: str = "training.py") -> list[str]:
+    """Do as `lived`; all ranks must end well. Returns what each printed."""
+    ended = lived(*arguments, ranks=ranks, script=script)
+    assert all(status == 0 for status, _ in ended), ended
+    return [text for _, text in ended]
 
 
 def check_equal(one: Ledger, two: Ledger) -> None:
@@ -60,6 +66,11 @@ def check_equal(one: Ledger, two: Ledger) -> None:
             mine, theirs = getattr(record, total), getattr(other, total)
             slack = 1e-6 * one.steps * float(np.abs(mine).max(initial=1e-3))
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=slack, err_msg=f"{name} {total}")
+
+
+@pytest.fixture(scope="session")
+def live() -> Callable[..., list[tuple[int, str]]]:
+    return lived
 
 
 @pytest.fixture(scope="session")
