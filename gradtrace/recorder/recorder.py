@@ -74,7 +74,8 @@ class Recorder:
         below: evidence below the step, in watched steps only: "positions" and "samples" (what single tokens
             or pixels, and whole samples, contribute: squares and support), "inputs" (sums and sums of squares
             of every layer's inputs) and "gram" (their Gram matrices).
-        below_every: one step of this many, a power of two, is watched, drawn at random from its number.
+        below_every: one step of this many, a power of two, is watched, drawn at random from its number; with
+            `overhead`, fewer where that takes too long.
         overhead: share of a step that recording may take, e.g. 0.01; None: whatever it takes. Where it takes
             more, sums are taken on some steps only, drawn at random and weighted, so that they stay unbiased;
             `events` count every step all the same. What is drawn depends on how fast the machine is: such a
@@ -141,6 +142,9 @@ class Recorder:
             self._below = WatchedSteps(
                 model, self._roster.candidates, wanted, below_every, self._meeting.size
             )
+        self._budget = Budget(overhead, window_steps, 0 if self._below is None else below_every)
+        if self._below is not None:
+            self._below.every = self._budget.every
         self._beginning = Rounds(self._meeting, "a beginning")
         self._optimizers: dict[int, tuple[int, Optimizer]] = {}
         self._writer: LedgerWriter | None = None  # on rank 0
@@ -148,7 +152,6 @@ class Recorder:
         self._stream: Stream | None = None
         self._window: DeviceWindow | None = None
         self._records: list[StepRecord] = []
-        self._budget = Budget(overhead, window_steps)
         self._striding = Rounds(self._meeting, "a stride")
         self._barren = 0
         self._closed = False
@@ -219,7 +222,7 @@ class Recorder:
         # Counted first: an interrupt in the middle must not leave events of a step that nobody counts.
         self._records.append(record)
         self.step += 1
-        with self._budget.measuring(began, weight, window.device):
+        with self._budget.measuring(began, weight, window.device, watched=evidence is not None):
             accumulate_(
                 buffers.totals,
                 flags,
@@ -368,6 +371,8 @@ class Recorder:
         # Without overhead= there is nothing to choose, and no rank need wait for another.
         if "overhead" in self._settings:
             self._budget.begin_entry(*self._striding.hold(self._budget.brought, self._budget.agreed))
+            if self._below is not None:
+                self._below.every = self._budget.every
 
     def _watch_for_barren_steps(self, record: StepRecord) -> None:
         some = len(record.missing) < sum(len(group.slots) for group in record.groups)

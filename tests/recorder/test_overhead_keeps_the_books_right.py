@@ -50,6 +50,7 @@ def record(path: Path, steps: int, overhead: float | None, begin: int = 0, entry
         path,
         window_steps=16,
         entry_steps=entry_steps,
+        merge=False,
         overhead=overhead,
         mode=mode,  # type: ignore[arg-type]
     ) as recorder:
@@ -156,7 +157,33 @@ def test_a_real_clock_finds_a_stride_of_the_allowed_ones(tmp_path: Path) -> None
 )
 @pytest.mark.usefixtures("measured")
 def test_the_stride_is_the_least_that_fits(overhead: float, stride: int) -> None:
-    assert Budget(overhead, window_steps=32).brought() == (stride, True)
+    assert Budget(overhead, window_steps=32).brought() == (stride, 0, True)
+
+
+@pytest.mark.usefixtures("measured")
+def test_watched_steps_get_half_of_the_budget_and_sums_what_is_left() -> None:
+    budget = Budget(0.1, window_steps=32, below_every=16)
+    budget._watched.extend([1010.0, 190.0, 2000.0])  # the median takes 900 longer than another step
+    assert budget.every == 16
+    # 900 / 180 is half of 0.1 * 100, and 256 the next power of two; 1 + 9 / 2 fits into what is left.
+    assert budget.brought() == (2, 256, True)
+
+
+def test_watching_stays_as_rare_as_it_was_asked_for_where_time_is_left(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with Recorder(
+        net, tmp_path / "a", window_steps=16, entry_steps=64, overhead=0.999, below="positions", below_every=8
+    ) as recorder:
+        for _ in range(80):
+            optimizer.zero_grad()
+            net(torch.ones(4, 3)).sum().backward()
+            recorder.observe(optimizer)
+        assert recorder._budget.every >= 8
+    ledger = Ledger.open(tmp_path / "a")
+    counted = [entry.details["watched"]["counts"] for entry in ledger.entries]
+    assert any(any(count.values()) if isinstance(count, dict) else count for count in counted)
+    assert (ledger["weight"].events == 80).all()
 
 
 @pytest.mark.usefixtures("measured")
@@ -178,7 +205,7 @@ def test_weighted_counts_of_a_window_fit_16_bits(window_steps: int) -> None:
 
 
 def test_ranks_agree_on_the_widest_stride_and_learn_until_all_have_learned() -> None:
-    assert Budget.agreed([(4, True), (16, False), (2, True)]) == (16, False)
+    assert Budget.agreed([(4, 16, True), (16, 20, False), (2, 90, True)]) == (16, 90, False)
 
 
 @pytest.mark.parametrize("stride", STRIDES)

@@ -53,7 +53,7 @@ class WatchedSteps:
     def __init__(
         self, model: nn.Module, candidates: Sequence[Candidate], wanted: Wanted, every: int, ranks: int
     ) -> None:
-        self._model, self._wanted, self._every, self._ranks = model, wanted, every, ranks
+        self._model, self._wanted, self.every, self._ranks = model, wanted, every, ranks
         _refuse_parts_of_layers(model, candidates)
         self._candidates = list(candidates)
         self._watch = Watch(model, candidates, wanted)
@@ -82,7 +82,7 @@ class WatchedSteps:
 
         Where several optimizers step after one backward pass, the first one's step is drawn, or not, for all.
         """
-        if not self._watch.is_over and not is_watched(step, self._every):
+        if not self._watch.is_over and not is_watched(step, self.every):
             self._watch.cancel()
             return None
         scale, unscaled = None, False
@@ -100,7 +100,7 @@ class WatchedSteps:
 
     def begin(self, step: int) -> None:
         """Watch the step that begins here, if it was drawn."""
-        if is_watched(step, self._every):
+        if is_watched(step, self.every):
             self._watch.begin()
 
     def close(self) -> None:
