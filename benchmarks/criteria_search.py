@@ -95,8 +95,8 @@ def main(
 ) -> None:
     """Search for the criterion that is never much worse than the best that final weights can give.
 
-    Tasks to search on: image-mlp, image-convolution, sparse-groups, byte-text; function-home and
-    function-table are left for the judgement of what was chosen. Begin with one that is quick:
+    Tasks to search on: image-mlp, image-convolution, sparse-groups, byte-text-small, byte-text;
+    function-home and function-table are left for the judgement of what was chosen. Begin with a quick one:
 
         python benchmarks/criteria_search.py --task image-mlp --seeds 2
 

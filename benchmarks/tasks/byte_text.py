@@ -1,8 +1,9 @@
-"""Searched: the byte-level transformer of recipes/language.py on Python's own source, AdamW."""
+"""Searched: the byte-level transformer of recipes/language.py on the same text, AdamW, and a small one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import byte_model
 import language
@@ -10,7 +11,7 @@ import torch
 from tasks.task import Batch, Quality, Task
 from torch import Tensor, nn
 
-__all__ = ["BYTE_TEXT"]
+__all__ = ["BYTE_TEXT", "SMALL_BYTE_TEXT"]
 
 
 def _batches(seed: int, steps: int) -> Iterator[Batch]:
@@ -31,4 +32,12 @@ BYTE_TEXT = Task(
     loss=_loss,
     validate=lambda net: Quality(*byte_model.held_out(net, windows=128)),
     rate=language.schedule,
+)
+
+# For a look within minutes: 60 thousand weights instead of 800.
+SMALL_BYTE_TEXT = replace(
+    BYTE_TEXT,
+    name="byte-text-small",
+    model=lambda: byte_model.ByteModel(width=48, layers=2),
+    validate=lambda net: Quality(*byte_model.held_out(net, windows=64)),
 )

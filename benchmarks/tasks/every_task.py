@@ -1,8 +1,8 @@
-"""All tasks by name: the four that criteria are searched on, then the two that judge."""
+"""All tasks by name: those that criteria are searched on, then the two that judge."""
 
 from __future__ import annotations
 
-from tasks.byte_text import BYTE_TEXT
+from tasks.byte_text import BYTE_TEXT, SMALL_BYTE_TEXT
 from tasks.function_home import FUNCTION_HOME
 from tasks.function_table import FUNCTION_TABLE
 from tasks.image_convolution import IMAGE_CONVOLUTION
@@ -14,5 +14,13 @@ __all__ = ["EVERY_TASK"]
 
 EVERY_TASK: dict[str, Task] = {
     task.name: task
-    for task in (IMAGE_MLP, IMAGE_CONVOLUTION, SPARSE_GROUPS, BYTE_TEXT, FUNCTION_HOME, FUNCTION_TABLE)
+    for task in (
+        IMAGE_MLP,
+        IMAGE_CONVOLUTION,
+        SPARSE_GROUPS,
+        SMALL_BYTE_TEXT,
+        BYTE_TEXT,
+        FUNCTION_HOME,
+        FUNCTION_TABLE,
+    )
 }

@@ -1,4 +1,4 @@
-"""Searched: a convolution net on 5,000 handwritten digits, SGD with momentum."""
+"""Searched: a convolution net on 5,000 handwritten digits, SGD with momentum; narrow like the MLP."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ IMAGE_CONVOLUTION = Task(
     steps=600,
     model=lambda: nn.Sequential(
         nn.Unflatten(-1, (1, 28, 28)),
-        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.Conv2d(1, 6, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.Conv2d(6, 12, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(12, 12, 3, padding=1),
         nn.ReLU(),
+        nn.AvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 49, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
+        nn.Linear(12 * 9, 10),
     ),
     optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4),
     batches=lambda seed, steps: shuffled_batches(images()[0], seed, steps, 64),

@@ -1,4 +1,4 @@
-"""Searched: an MLP on 5,000 handwritten digits, AdamW."""
+"""Searched: an MLP on 5,000 handwritten digits, AdamW; so narrow that half of it is missed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE_MLP = Task(
     searched=True,
     steps=600,
     model=lambda: nn.Sequential(
-        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+        nn.Linear(784, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)
     ),
     optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01),
     batches=lambda seed, steps: shuffled_batches(images()[0], seed, steps, 64),
