@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -86,7 +87,9 @@ def _checked(storage_options: object) -> dict[str, Any]:
 
 
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    client = {**_CLIENT, **options.get("client_options", {})}
+    # obstore reads this one from the environment only where no client options are given at all.
+    plain = {"allow_http": True} if os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true" else {}
+    client = {**_CLIENT, **plain, **options.get("client_options", {})}
     retry = {**_RETRY, **options.get("retry_config", {})}
     for settings, name in ((client, "timeout"), (client, "connect_timeout"), (retry, "retry_timeout")):
         settings[name] = _span(name, settings[name])
