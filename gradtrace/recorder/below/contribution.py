@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-__all__ = ["Contribution", "InputMoments", "add_sample_moments", "working"]
+__all__ = ["Contribution", "InputMoments", "add_sample_moments", "marks", "working"]
 
 
 class Contribution(Protocol):
@@ -95,3 +95,11 @@ def add_sample_moments(
 def working(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in the dtype that sums are taken in: float64 as it is, all else in float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def marks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 where the tensor is not zero and 0.0 elsewhere, in the dtype that sums are taken in.
+
+    On a CPU several times as fast as comparing and converting.
+    """
+    return working(tensor).sign().abs_()

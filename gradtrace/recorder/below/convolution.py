@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from gradtrace.errors import UnsupportedError
-from gradtrace.recorder.below.contribution import add_sample_moments, working
+from gradtrace.recorder.below.contribution import add_sample_moments, marks, working
 
 __all__ = ["Convolution"]
 
@@ -78,9 +78,9 @@ class Convolution:
 
     def add_position_support(self, out: torch.Tensor) -> None:
         """Add Sum_n [d_n[i] != 0][x_n[j] != 0]."""
-        marks = self._convolve((self.d != 0).to(out.dtype), (self.x != 0).to(out.dtype), self.weight)
+        counts = self._convolve(marks(self.d), marks(self.x), self.weight)
         # Fast convolutions go through transforms, after which a count is only nearly whole.
-        out.add_(marks.round_())
+        out.add_(counts.round_())
 
     def add_sample(self, sample: int, out: torch.Tensor) -> None:
         """Add Sum_n d_n[i] x_n[j] over the output pixels of one sample."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradtrace.recorder.below.contribution import working
+from gradtrace.recorder.below.contribution import marks, working
 
 __all__ = ["Elementwise"]
 
@@ -35,16 +35,18 @@ class Elementwise:
 
     def add_total(self, out: torch.Tensor) -> None:
         """Add Sum_n c_n."""
-        out.add_(self._each().sum((0, 1)))
+        out.add_(self._each().flatten(0, 1).sum(0))
 
     def add_position_sumsq(self, out: torch.Tensor) -> None:
         """Add Sum_n c_n^2."""
-        out.add_(self._each().square().sum((0, 1)))
+        out.add_(self._each().flatten(0, 1).square().sum(0))
 
     def add_position_support(self, out: torch.Tensor) -> None:
         """Add Sum_n [d_n != 0][factor_n != 0]."""
-        some = self.d != 0
-        out.add_((some if self.factor is None else some & (self.factor != 0)).sum((0, 1)))
+        some = marks(self.d)
+        if self.factor is not None:
+            some = some * marks(self.factor)
+        out.add_(some.flatten(0, 1).sum(0))
 
     def add_sample(self, sample: int, out: torch.Tensor) -> None:
         """Add the sum of c_n over one sample's positions."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from gradtrace.errors import UnsupportedError
-from gradtrace.recorder.below.contribution import working
+from gradtrace.recorder.below.contribution import marks, working
 
 __all__ = ["Lookup"]
 
@@ -56,7 +56,7 @@ class Lookup:
 
     def add_position_support(self, out: torch.Tensor) -> None:
         """Add, to each row, the number of its positions with d_n != 0."""
-        self._scatter((self.d != 0).to(out.dtype), out)
+        self._scatter(marks(self.d), out)
 
     def add_sample(self, sample: int, out: torch.Tensor) -> None:
         """Add, to each row, the sum of d_n over its positions in one sample."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradtrace.recorder.below.contribution import add_sample_moments, working
+from gradtrace.recorder.below.contribution import add_sample_moments, marks, working
 
 __all__ = ["Product"]
 
@@ -58,17 +58,17 @@ class Product:
 
     def add_position_support(self, out: torch.Tensor) -> None:
         """Add [d != 0]^T [x != 0]; where one of them holds no zero, a count along the other says the same."""
-        some_d, some_x = self.d != 0, self.x != 0
+        some_d, some_x = marks(self.d), marks(self.x)
         # On a GPU the look for a zero would make the host wait.
         if out.device.type == "cpu":
-            of_d, of_x = some_d.sum((0, 1)), some_x.sum((0, 1))
+            of_d, of_x = some_d.flatten(0, 1).sum(0), some_x.flatten(0, 1).sum(0)
             if bool((of_d == self.positions).all()):
                 out.add_(of_x[:, None] if self.inputs_first else of_x)
                 return
             if bool((of_x == self.positions).all()):
                 out.add_(of_d if self.inputs_first else of_d[:, None])
                 return
-        self._multiply(some_d.to(out.dtype), some_x.to(out.dtype), out)
+        self._multiply(some_d, some_x, out)
 
     def add_sample(self, sample: int, out: torch.Tensor) -> None:
         """Add d_s^T x_s, over the positions of one sample."""
@@ -85,11 +85,11 @@ class Product:
 
     def add_input_sum(self, out: torch.Tensor) -> None:
         """Add Sum_n x_n to `out` (I,)."""
-        out.add_(working(self.x).sum((0, 1)))
+        out.add_(working(self.x).flatten(0, 1).sum(0))
 
     def add_input_sumsq(self, out: torch.Tensor) -> None:
         """Add Sum_n x_n^2 to `out` (I,)."""
-        out.add_(working(self.x).square().sum((0, 1)))
+        out.add_(working(self.x).flatten(0, 1).square().sum(0))
 
     def add_input_gram(self, out: torch.Tensor) -> None:
         """Add x^T x to `out` (1, I, I)."""
