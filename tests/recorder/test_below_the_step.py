@@ -539,3 +539,52 @@ def test_samples_are_refused_where_batch_statistics_tie_them() -> None:
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="positions, samples, inputs, gram"):
         Wanted.of(["position"])  # type: ignore[list-item]
+
+
+class Attentive(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.how = how
+        sizes = {"kdim": 3, "vdim": 5} if how == "other sizes" else {}
+        if how == "encoder layer":
+            self.layer: Any = nn.TransformerEncoderLayer(4, 2, 7, dropout=0.0, batch_first=True)
+        else:
+            bias = how != "no bias"
+            self.layer = nn.MultiheadAttention(4, 2, batch_first=how != "time first", bias=bias, **sizes)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.how == "encoder layer":
+            return self.layer(x)
+        if self.how == "time first":
+            return self.layer(x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1))[0]
+        if self.how == "self-attention":
+            return self.layer(x, x, x, need_weights=False)[0]
+        if self.how == "other sizes":
+            return self.layer(x, x[..., :3], torch.cat([x, x[..., :1]], -1))[0]
+        return self.layer(x, x.flip(1), x.flip(1))[0]
+
+
+@pytest.mark.parametrize(
+    "how", ["self-attention", "time first", "key and value", "no bias", "other sizes", "encoder layer"]
+)
+def test_the_projections_of_attention_equal_the_gradient_of_each_sample_alone(how: str) -> None:
+    model = Attentive(how)
+    x = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    if how == "other sizes":
+        x[..., 3] = 1.0
+    evidence = check_samples(model, watching(model), sum_loss, x, 1.0)
+    name = "layer.self_attn.out_proj" if how == "encoder layer" else "layer.out_proj"
+    assert {(part.positions, part.samples) for part in evidence.parameters if name in part.name} == {(15, 3)}
+    assert name in {one.info.module for one in evidence.inputs}
+
+
+def test_a_failing_attention_leaves_nothing_behind() -> None:
+    model = Attentive("self-attention")
+    watch = watching(model)
+    watch.begin()
+    with pytest.raises(AssertionError):
+        model.layer(torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.randn(3, 4, 3))
+    assert torch._C._len_torch_function_stack() == 0
+    watch.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -54,7 +55,7 @@ class Product:
 
     def add_position_sumsq(self, out: torch.Tensor) -> None:
         """Add (d*d)^T (x*x)."""
-        self._multiply(working(self.d).square(), working(self.x).square(), out)
+        self._multiply(working(self.d).square(), self._squares, out)
 
     def add_position_support(self, out: torch.Tensor) -> None:
         """Add [d != 0]^T [x != 0]; where one of them holds no zero, a count along the other says the same."""
@@ -89,12 +90,16 @@ class Product:
 
     def add_input_sumsq(self, out: torch.Tensor) -> None:
         """Add Sum_n x_n^2 to `out` (I,)."""
-        out.add_(working(self.x).flatten(0, 1).square().sum(0))
+        out.add_(self._squares.flatten(0, 1).sum(0))
 
     def add_input_gram(self, out: torch.Tensor) -> None:
         """Add x^T x to `out` (1, I, I)."""
         flat = working(self.x).flatten(0, 1)
         out[0].addmm_(flat.T, flat)
+
+    @cached_property
+    def _squares(self) -> torch.Tensor:
+        return working(self.x).square()
 
     def _multiply(self, d: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None:
         d, x = d.flatten(0, 1), x.flatten(0, 1)

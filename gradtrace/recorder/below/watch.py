@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gradtrace.ledger.format import InputInfo
+from gradtrace.recorder.below.attention import attentions, watch_projections
 from gradtrace.recorder.below.eager import EagerSteps
 from gradtrace.recorder.below.input_index import input_index
 from gradtrace.recorder.below.kept_input import KeptInput
@@ -55,9 +56,13 @@ class Watch:
         self._wanted = wanted
         self._candidates = list(candidates)
         self._owners = owners(model, candidates)
+        self._attentions = attentions(model, candidates)
         self._trust = Trust(one.info.name for one in candidates)
         self._trust.fall(
-            dict.fromkeys(without_formula(candidates, self._owners), "its module has no formula for more")
+            dict.fromkeys(
+                without_formula(candidates, [*self._owners, *self._attentions]),
+                "its module has no formula for more",
+            )
         )
         self._trained: set[int] = set()
         self._eager = EagerSteps()
@@ -106,6 +111,12 @@ class Watch:
             totals=bool(self._trust.unchecked(numbers)),
         )
         self._eager.begin()
+        self._handles = [
+            handle
+            for attention in self._attentions
+            if not set(attention.leaves.values()).isdisjoint(numbers)
+            for handle in watch_projections(attention, self._note)
+        ]
         for owner in self._owners:
             if not set(owner.leaves.values()).isdisjoint(numbers):
                 # First in line, to see the module's own output and not what another hook makes of it.
@@ -189,8 +200,10 @@ class Watch:
 
     def _called(self, owner: Owner, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         x = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
-        if x is None or not isinstance(out, torch.Tensor):
-            return
+        if x is not None and isinstance(out, torch.Tensor):
+            self._note(owner, x, out)
+
+    def _note(self, owner: Owner, x: torch.Tensor, out: torch.Tensor) -> None:
         noted = torch.is_grad_enabled() and out.requires_grad
         # Within a backward pass it is checkpointing's call, that repeats one which was counted already.
         repeated = torch._C._current_graph_task_id() != -1
@@ -206,7 +219,7 @@ class Watch:
         }
         if not numbers:
             return
-        if not repeated and (noted or module.training):
+        if not repeated and (noted or owner.module.training):
             sums.expect(numbers.values())
         if noted:
             on_gradient(out, partial(self._received, sums, owner, numbers, KeptInput(x)))
