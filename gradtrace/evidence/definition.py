@@ -104,8 +104,8 @@ class Criterion:
 
     `kind` is "ledger" (needs a ledger), "statistic" (final weights are enough) or "control". `needs` lists
     the ledger's accumulators it reads, of which `needs_one_of` lists those where any one will do; a value for
-    the option `instead` takes their place. `source` is where the formula comes from. `judging(study,
-    **options)` checks the options and returns the judge.
+    the option `instead` takes their place, and `recorded_with` is the recorder's option for them. `source` is
+    where the formula comes from. `judging(study, **options)` checks the options and returns the judge.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Criterion:
     needs: tuple[str, ...] = ()
     needs_one_of: tuple[str, ...] = ()
     instead: str = ""
+    recorded_with: str = ""
     source: str = ""
     has_pvalues: bool = False
     has_evalues: bool = False
@@ -151,11 +152,12 @@ class Criterion:
                 remedy="open one with gradtrace.Ledger.open(path), or use e.g. by='magnitude'",
             )
         for need in self.missing(study.accumulators):
+            how = f" with {self.recorded_with}" if self.recorded_with else ""
             instead = f", or pass {self.instead}=" if self.instead else ""
             raise UnknownNameError(
                 f"criterion {self.name!r} needs the accumulator {' or '.join(map(repr, need.split(' or ')))}",
                 expected="it in the ledger",
                 got=", ".join(sorted(study.accumulators)) or "no ledger",
-                remedy=f"use a criterion that does without it{instead}, or record it in the next run",
+                remedy=f"use a criterion that does without it{instead}, or record it in the next run{how}",
             )
         return self.judging(study, **options)

@@ -67,5 +67,6 @@ FISHER = Criterion(
     description="w^2 times the summed squared gradients of single positions or samples",
     judging=judge_fisher,
     needs_one_of=tuple(UNITS.values()),
+    recorded_with='below="positions" or "samples"',
     source="Theis et al. 2018 (arXiv 1801.05787); Singh and Alistarh 2020 (arXiv 2004.14340)",
 )

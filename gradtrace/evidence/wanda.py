@@ -104,5 +104,6 @@ WANDA = Criterion(
     judging=judge_wanda,
     needs=(MOMENT,),
     instead="inputs",
+    recorded_with='below="inputs"',
     source="Sun et al. 2023 (arXiv 2306.11695)",
 )
