@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "recipes")]
 from search.measuring import DENSE, Measure, measured  # noqa: E402
 from search.regret import Cell, cells_of, increases_of, records_of  # noqa: E402
 from search.setting import Setting, candidates  # noqa: E402
-from search.tables import records_table, task_table  # noqa: E402
+from search.tables import judged_table, records_table, task_table  # noqa: E402
 from tasks.every_task import EVERY_TASK  # noqa: E402
 from tasks.task import Task  # noqa: E402
 from tasks.training import trained  # noqa: E402
@@ -138,6 +138,8 @@ def main(
     for one in tasks:
         task_table(one.name, cells, [*best, *rest]).print(console)
     records_table(records).print(console)
+    if judge:
+        judged_table(judge, cells).print(console)
     for label, why in left_out.items():
         if "unit=" not in label:
             console.print(f"left out: {label}: {why}")
@@ -153,7 +155,7 @@ def main(
         "judged": judge or None,
         "dense": {name: [asdict(row) for row in rows] for name, rows in dense.items()},
         "records": [asdict(record) for record in records],
-        "cells": [asdict(cell) | {"holds": cell.holds} for cell in cells],
+        "cells": [asdict(cell) | {"relative": cell.relative, "holds": cell.holds} for cell in cells],
         "left_out": left_out,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

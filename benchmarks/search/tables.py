@@ -9,7 +9,7 @@ from search.regret import ALLOWED, NOISE, Cell, Record
 
 from gradtrace.report.table import Table
 
-__all__ = ["records_table", "task_table"]
+__all__ = ["judged_table", "records_table", "task_table"]
 
 SHOWN = 12
 
@@ -52,3 +52,28 @@ def task_table(task: str, cells: Sequence[Cell], settings: Sequence[str]) -> Tab
     seeds = next((cell.seeds for cell in at.values()), 0)
     note = f"Mean of {seeds} seeds; * the best statistic-based setting."
     return Table(f"{task}: loss increase over dense", ("setting", *map(str, densities)), rows, note)
+
+
+def judged_table(setting: str, cells: Sequence[Cell]) -> Table:
+    """One setting beside the best statistic-based one of each task and density, and whether it holds."""
+    own = [cell for cell in cells if cell.setting == setting]
+    rows = tuple(
+        (
+            cell.task,
+            f"{cell.density:g}",
+            f"{cell.increase:.4f}",
+            f"{cell.best_increase:.4f}",
+            cell.best,
+            f"{cell.regret:+.4f}",
+            f"{cell.bound:+.4f}",
+            "yes" if cell.holds else "no",
+        )
+        for cell in own
+    )
+    columns = ("task", "density", "increase", "best's", "best statistic", "regret", "bound", "holds")
+    holds, better = sum(cell.holds for cell in own), sum(cell.regret < 0 for cell in own)
+    note = (
+        f"Better in {better} of {len(own)}. The paired 95% bound on its regret is at most {ALLOWED:.0%} of "
+        f"the best's increase in {holds} of {len(own)}."
+    )
+    return Table(f"{setting}, judged", columns, rows, note, prose=("best statistic",))

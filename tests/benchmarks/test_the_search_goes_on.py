@@ -105,6 +105,7 @@ def test_a_search_writes_its_table_and_figures(tmp_path: Path, capsys: pytest.Ca
     )
     said = capsys.readouterr().out
     assert "sparse-groups: loss increase over dense" in said
+    assert "displacement, judged" in said
     result = json.loads(out.read_text())
     assert {row["setting"] for row in result["records"]} >= {"displacement", "magnitude", "random"}
     assert {row["task"] for row in result["cells"]} == {"sparse-groups"}
