@@ -76,9 +76,14 @@ def flat_array(folder: Path, digests: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(array[:])
 
 
-def read(path: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+Totals = dict[str, dict[str, np.ndarray[Any, Any]]]
+
+
+def read(path: Path) -> tuple[Totals, Totals]:
+    """Totals by parameter, and moments of inputs by module."""
     header = header_of(path)
-    totals: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    totals: Totals = {}
+    moments: Totals = {}
     for entry in live_entries(path, header["run"]["id"]):
         folder = path / "layouts" / f"{entry['layout']:04d}"
         raw = (folder / "layout.json").read_bytes()
@@ -95,6 +100,10 @@ def read(path: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
                 for accumulator in header["accumulators"]
             }
             opening = flat_array(folder / name / "opening", layout["opening"][rank])
+            for accumulator in ("input_sum", "input_sumsq", "input_gram"):
+                flat = flats.pop(accumulator, np.zeros(0))
+                if rank == 0 and flat.size:
+                    add_inputs(moments, layout["inputs"], accumulator, flat)
             for piece in pieces:
                 info = layout["parameters"][piece["parameter"]]
                 own = totals.setdefault(info["name"], {})
@@ -109,7 +118,33 @@ def read(path: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
                 if info["name"] in new:
                     whole = own.setdefault("opening", np.zeros(info["shape"], np.float32))
                     whole[box] = opening[here].reshape(piece["shape"])
-    return totals
+    return totals, moments
+
+
+def add_inputs(moments: Totals, inputs: list[dict[str, Any]], name: str, flat: np.ndarray[Any, Any]) -> None:
+    offset = 0
+    for info in inputs:
+        length = info["size"]
+        if name == "input_gram":
+            length = info["size"] ** 2 // info["groups"] if info["groups"] else 0
+        own = moments.setdefault(info["module"], {})
+        own[name] = own.get(name, np.zeros(length)) + flat[offset : offset + length]
+        offset += length
+    assert offset == flat.size
+
+
+def test_the_kept_ledger_of_format_1_0_is_read_with_zarr_and_json() -> None:
+    data = Path(__file__).parent / "data"
+    expected = json.loads((data / "format-1.0.json").read_text(encoding="utf-8"))["spans"]["0-32"]
+    totals, moments = read(data / "format-1.0.ledger.zarr")
+    assert set(totals) == set(expected["parameters"])
+    for parameter, own in expected["parameters"].items():
+        for name, total in (own["totals"] | {"opening": own["opening"]}).items():
+            np.testing.assert_array_equal(totals[parameter][name], total, err_msg=f"{parameter} {name}")
+    assert set(moments) == set(expected["inputs"])
+    for module, own in expected["inputs"].items():
+        for name, total in moments[module].items():
+            np.testing.assert_array_equal(total, own[name], err_msg=f"{module} {name}")
 
 
 @pytest.mark.parametrize("chunk", [4, 4194304])
@@ -139,7 +174,7 @@ def test_the_format_document_is_enough_to_read_a_ledger(
         book.commit(writer, second, 40)
         assert book.merge(writer) == 2
     ledger = book.check()
-    totals = read(book.path)
+    totals, _ = read(book.path)
     assert set(totals) == set(ledger) == {"net.0.weight", "net.0.bias", "late"}
     for name, arrays in totals.items():
         assert set(arrays) == {*ledger.accumulators, "opening"}
