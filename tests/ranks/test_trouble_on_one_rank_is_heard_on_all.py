@@ -56,7 +56,7 @@ def check_entries(path: Path, steps: int) -> None:
         ("unlike", "UnsupportedError", "rank 1 has other parameters"),
         ("existing", "LedgerExistsError", "exists and is no readable ledger"),
         ("failing disk", "StorageError", "no space left for this rank"),
-        ("alone in error", "GradtraceError", "committed 6 of 9"),
+        ("alone in error", "GradtraceError", "committed 6 of 7"),
     ],
 )
 def test_every_rank_raises_the_same_error(told: Told, trouble: str, kind: str, words: str) -> None:
