@@ -233,6 +233,24 @@ def test_steps_that_the_scaler_skips_and_non_finite_ones_are_not_counted(tmp_pat
     np.testing.assert_allclose(record.sample_sumsq, expected, rtol=1e-4)
 
 
+def test_contributions_that_are_not_finite_are_left_out_where_they_are(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gt.Recorder(model, tmp_path / "run", below=ALL, below_every=1) as recorder:
+        for step in range(4):
+            optimizer.zero_grad()
+            spoiled = torch.randn(5, 4)
+            spoiled[2, 1] = float("nan") if step in (0, 2) else 1.0
+            (loss_of(model["a"], torch.randn(5, 4)) + loss_of(model["b"], spoiled)).backward()
+            recorder.observe(optimizer)
+    ledger = gt.Ledger.open(tmp_path / "run")
+    assert [ledger[f"{name}.weight"].watched_steps for name in "ab"] == [4, 2]
+    assert [ledger.inputs[name].positions for name in "ab"] == [20, 10]
+    for name in ledger:
+        assert np.isfinite(ledger[name].position_sumsq).all()
+    assert np.isfinite(ledger.inputs["b"].gram).all()
+
+
 def test_a_parameter_that_thaws_is_watched_from_then_on(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     model[0].weight.requires_grad_(False)

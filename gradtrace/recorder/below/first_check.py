@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 
@@ -20,7 +21,8 @@ def first_check(
 ) -> tuple[set[int], dict[int, float]]:
     """Return the parameters whose contributions add up to the gradient, and how far off the others are.
 
-    The difference is relative to the larger norm. Where both are zero nothing is shown: it is in neither.
+    The difference is relative to the larger norm. Where both are zero, or one is not finite, nothing is
+    shown: it is in neither.
 
     Args:
         totals: Sum_n c_n by parameter, in the scale of the gradient.
@@ -38,7 +40,7 @@ def first_check(
     equal: set[int] = set()
     unequal: dict[int, float] = {}
     for number, (distance, norm) in zip(totals, torch.stack(pairs).tolist(), strict=True):
-        if norm == 0.0:
+        if norm == 0.0 or not isfinite(norm):
             continue
         if distance <= _TOLERANCE[lowest[number]] * norm:
             equal.add(number)
