@@ -41,7 +41,13 @@ def train(seed: int, folder: Path, steps: int, progress: Progress) -> dict[str, 
     task = progress.task_ids[0]
     began = perf_counter()
     # These folders are this recipe's own, so running it again replaces what it left there.
-    with gt.Recorder(net, folder / "language.ledger.zarr", entry_steps=160, mode="overwrite") as recorder:
+    with gt.Recorder(
+        net,
+        folder / "language.ledger.zarr",
+        entry_steps=160,
+        below=("positions", "inputs"),  # what `fisher` and `wanda` need
+        mode="overwrite",
+    ) as recorder:
         for batch in batches(seed, steps, BATCH):
             loss = loss_of(net, batch)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -46,7 +46,7 @@ class Reader(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (batch, CLASSES) of int64 (batch, LENGTH)."""
-        x = self.blocks(self.bytes(tokens) + self.positions.weight)
+        x = self.blocks(self.bytes(tokens) + self.positions(torch.arange(LENGTH)))
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
 
