@@ -171,6 +171,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
             resume_at=resume_at,
             storage_options=self._storage_options,
             together=trainer.accelerator.num_processes > 1,
+            planned_steps=state.max_steps if state.max_steps > 0 else None,
             **self._settings,
         )
         self._trainer, self._model, self._observed, self._reported = trainer, model, False, 0
@@ -251,7 +252,10 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         if self._trainer is not None and self._recorder is not None and not self._observed:
             optimizer = self._trainer.optimizer
             assert optimizer is not None, "gradients are about to be clipped for it"
+            begins = self._recorder.needs is None
             self._recorder.observe(optimizer)
+            if begins and self._recorder.needs is not None:
+                print(f"ledger {self.path}: needs {self._recorder.needs}")
             self._observed = True
 
     def _commit(self) -> None:

@@ -161,6 +161,7 @@ class GradientLedger(Callback):
             resume_at=resume_at,
             storage_options=self._storage_options,
             together=together,
+            planned_steps=_planned_steps(trainer),
             **self._settings,
         )
 
@@ -171,7 +172,10 @@ class GradientLedger(Callback):
         if self._recorder is not None:
             plugin = trainer.precision_plugin
             scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+            begins = self._recorder.needs is None
             self._recorder.observe(optimizer, scaler=scaler)
+            if begins and self._recorder.needs is not None:
+                rank_zero_info(f"ledger {self._recorder.path}: needs {self._recorder.needs}")
 
     @override
     def on_train_batch_end(
@@ -259,6 +263,11 @@ class GradientLedger(Callback):
 
 def _dry(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _planned_steps(trainer: Trainer) -> int | None:
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 1 <= steps < float("inf") else None
 
 
 def _refuse_strategy(trainer: Trainer) -> None:

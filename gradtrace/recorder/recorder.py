@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -29,12 +29,14 @@ from gradtrace.recorder.below.wanted import Word, check_below
 from gradtrace.recorder.below.watched_steps import WatchedSteps
 from gradtrace.recorder.budget import Budget, check_overhead
 from gradtrace.recorder.committing import Committing, RankLayout
+from gradtrace.recorder.needs import Needs, needs_of
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.ranks import meeting_for
+from gradtrace.recorder.room import Room, check_room, room_at
 from gradtrace.recorder.roster import Roster
 from gradtrace.recorder.rounds import Rounds
 from gradtrace.recorder.scaling import scale_and_skip
-from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_planned_steps, check_settings
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream, WatchedStep
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import StepRecord, refuse_optimizer
@@ -82,9 +84,15 @@ class Recorder:
             run, resumed or repeated, need not leave the same sums.
         merge: whether older entries are merged as the run goes on, the wider the older they are, so that T of
             them become O(log T); never across a step where `commit` was called, which stays resumable.
+        planned_steps: how many steps the ledger is to hold in the end, if that is known: to say beforehand
+            what it will need.
         on_error: what to do when the disk or the object store fails after the first step: "raise" an error at
             the next step, or "warn" once and go on. Then the open entry grows, in memory that does not, until
             an entry can be written again; at worst its steps are missing at the end, and a warning says so.
+
+    Attributes:
+        needs: what the recording needs on disk, host and device, as logged before the first step; on rank 0.
+        step: steps recorded so far, those of earlier runs in the same ledger among them.
 
     Raises:
         LedgerExistsError: `path` exists and `mode` does not allow it.
@@ -92,6 +100,7 @@ class Recorder:
         MismatchError: at the first step, the ledger to go on with is of a model of other shapes.
         UnsupportedError: a parameter's gradient cannot be recorded, or a module ties samples together whose
             evidence is asked for; it is named.
+        StorageError, StateError: at the first step, the disk or the memory has certainly no room for it.
         RankLostError: at a step, another rank did not come to where all must meet.
     """
 
@@ -114,10 +123,12 @@ class Recorder:
         overhead: float | None = None,
         merge: bool = True,
         on_error: OnError = "raise",
+        planned_steps: int | None = None,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
+        check_planned_steps(planned_steps)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
         check_destination(path, mode, storage_options)
@@ -132,7 +143,9 @@ class Recorder:
         } | ({} if overhead is None else {"overhead": float(overhead)})
         self._window_steps, self._entry_steps, self._threshold = window_steps, entry_steps, float(threshold)
         self._mode, self._resume_at, self._storage_options = mode, resume_at, storage_options
-        self._merge = merge
+        self._merge, self._planned_steps = merge, planned_steps
+        self.needs: Needs | None = None
+        self._look_for_room: Callable[[str, torch.device], Room] = room_at
         self._on_error = on_error
         self._roster = Roster(model, selection)
         self._meeting = meeting_for(model, together)
@@ -328,7 +341,7 @@ class Recorder:
             self._stream.drain(merged=True)
         if self._below is not None:
             self._below.look_again(self._roster.candidates)
-        agreed = self._beginning.hold(self._roster.described, self._decide_layout)
+        agreed = self._beginning.hold(self._describe, self._decide_layout)
         layout = Layout.from_json(agreed["layout"])
         own = RankLayout(layout, agreed["number"], agreed["generation"], self._meeting.rank)
         if self._stream is None:
@@ -344,12 +357,27 @@ class Recorder:
         self._stream.submit(BeginLayout(self.step, own, opening, known[0], below))
         self._window = DeviceWindow(own.size, self._window_steps, len(layout.parameters), self._roster.device)
 
+    def _describe(self) -> dict[str, Any]:
+        described = self._roster.described()
+        return described | {"room": asdict(self._look_for_room(self.path, self._roster.device))}
+
     def _decide_layout(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         layout = agreed_layout(parts)
         if self._below is not None:
             names = {info.name for info in layout.parameters}
             layout = replace(layout, inputs=tuple(self._below.inputs(names)))
         if self._writer is None:
+            needs = needs_of(
+                layout,
+                () if self._below is None else self._below.accumulators,
+                window_steps=self._window_steps,
+                entry_steps=self._entry_steps,
+                planned_steps=self._planned_steps,
+                merge=self._merge,
+                on_cuda=self._roster.device.type == "cuda",
+            )
+            check_room(needs, [Room(**part["room"]) for part in parts], self.path)
+            self.needs = needs
             self._writer = open_writer(
                 self.path,
                 self._mode,

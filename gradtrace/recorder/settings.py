@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["Mode", "OnError", "check_on_error", "check_settings"]
+__all__ = ["Mode", "OnError", "check_on_error", "check_planned_steps", "check_settings"]
 
 Mode: TypeAlias = Literal["append", "overwrite"] | None
 OnError: TypeAlias = Literal["raise", "warn"]
@@ -33,6 +33,14 @@ def check_on_error(on_error: str) -> None:
     """Raise an InvalidValueError for a policy that is none."""
     if on_error not in ("raise", "warn"):
         raise InvalidValueError("on_error", expected='"raise" or "warn"', got=repr(on_error))
+
+
+def check_planned_steps(planned_steps: int | None) -> None:
+    """Raise an InvalidValueError unless it is None or a number of steps."""
+    if planned_steps is not None and (not _is_whole(planned_steps) or planned_steps < 1):
+        raise InvalidValueError(
+            "planned_steps", expected="None, or a whole number of 1 or more", got=repr(planned_steps)
+        )
 
 
 def _is_whole(value: object) -> bool:

@@ -498,7 +498,9 @@ def test_the_end_of_train_says_in_a_line_what_was_recorded(
     run.train()
     size = sum(parameter.numel() for parameter in run.model.parameters())
     line = f"12 steps of {size:,} dependencies"
-    assert line in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert line in out
+    assert out.index("of storage after 12 steps (") < out.index(line)
     assert ledger.summary is not None
     assert line in str(ledger.summary)
 

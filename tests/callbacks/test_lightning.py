@@ -336,13 +336,18 @@ def test_shares_never_supported_reach_the_logger_and_the_progress_bar(tmp_path: 
     assert "never_supported" in run.progress_bar_metrics
 
 
-def test_the_end_of_fit_says_in_a_line_what_was_recorded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_fit_says_at_its_begin_what_is_needed_and_at_its_end_what_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("gradtrace.callbacks.lightning.rank_zero_info", said.append)
     ledger = GradientLedger(tmp_path / "run", **SMALL)
     trainer(tmp_path, ledger).fit(Model(), loader())
+    needed, recorded = said
+    assert "of storage after 12 steps (" in needed
     assert ledger.summary is not None
-    assert "12 steps of 53 dependencies" in str(ledger.summary)
+    for line in (recorded, str(ledger.summary)):
+        assert "12 steps of 53 dependencies" in line
 
 
 @pytest.mark.parametrize(
