@@ -26,7 +26,7 @@ from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
-from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_merge, check_on_error, check_settings
 from gradtrace.recorder.summary import Summary
 
 __all__ = ["HFGradientLedger"]
@@ -90,6 +90,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
+        check_merge(merge)
         wanted = check_below(below, below_every)
         selection = Selection.of(include, exclude)
         storage_at(path, storage_options)

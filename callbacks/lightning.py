@@ -24,7 +24,7 @@ from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
-from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_settings
+from gradtrace.recorder.settings import Mode, OnError, check_merge, check_on_error, check_settings
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
@@ -87,6 +87,7 @@ class GradientLedger(Callback):
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
+        check_merge(merge)
         wanted = check_below(below, below_every)
         Selection.of(include, exclude)
         storage_at(path, storage_options)

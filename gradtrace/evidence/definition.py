@@ -152,12 +152,12 @@ class Criterion:
                 remedy="open one with gradtrace.Ledger.open(path), or use e.g. by='magnitude'",
             )
         for need in self.missing(study.accumulators):
-            how = f" with {self.recorded_with}" if self.recorded_with else ""
+            how = f", or record it in the next run with {self.recorded_with}" if self.recorded_with else ""
             instead = f", or pass {self.instead}=" if self.instead else ""
             raise UnknownNameError(
                 f"criterion {self.name!r} needs the accumulator {' or '.join(map(repr, need.split(' or ')))}",
                 expected="it in the ledger",
                 got=", ".join(sorted(study.accumulators)) or "no ledger",
-                remedy=f"use a criterion that does without it{instead}, or record it in the next run{how}",
+                remedy=f"use a criterion that does without it{instead}{how}",
             )
         return self.judging(study, **options)

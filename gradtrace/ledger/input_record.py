@@ -12,7 +12,7 @@ from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.inputs import InputInfo
 from gradtrace.ledger.sums import Sums
 
-__all__ = ["InputRecord"]
+__all__ = ["InputRecord", "InputRecords"]
 
 
 class InputRecord:
@@ -104,4 +104,16 @@ class InputRecord:
             entry.details["watched"]["inputs"][name][self._places[entry.layout]]
             for entry in self._entries
             if "watched" in entry.details
+        )
+
+
+class InputRecords(dict[str, InputRecord]):
+    """The records of all modules; a name that is none of theirs is an UnknownNameError."""
+
+    def __missing__(self, name: str) -> InputRecord:
+        raise UnknownNameError(
+            "module",
+            expected=f"one of {', '.join(map(repr, self))}" if self else "a ledger with input moments",
+            got=repr(name),
+            remedy="" if self else 'record with below="inputs"',
         )

@@ -62,6 +62,8 @@ def _reason(kind: str, text: str) -> tuple[int, str, str]:
         return errno.EIO, answer, ""
     if "kind: Timeout" in text or "TimedOut" in text:
         return errno.ETIMEDOUT, "the server did not answer in time", ""
+    if "BadScheme" in text:
+        return errno.EACCES, "it is no https:// server", "set AWS_ALLOW_HTTP=true if plain http is meant"
     if "error sending request" in text or "kind: Connect" in text:
         return errno.ECONNREFUSED, "the server cannot be reached", ""
     if "crede" in text.lower() or "token" in text.lower():

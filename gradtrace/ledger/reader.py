@@ -15,7 +15,7 @@ from gradtrace.ledger.commit_store import all_stand, read_commits
 from gradtrace.ledger.details import Update
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import Header, read_header
-from gradtrace.ledger.input_record import InputRecord
+from gradtrace.ledger.input_record import InputRecord, InputRecords
 from gradtrace.ledger.inputs import InputInfo
 from gradtrace.ledger.layout_store import StoredLayout, read_layout
 from gradtrace.ledger.live import live_commits
@@ -72,12 +72,19 @@ class Ledger(Mapping[str, ParameterRecord]):
                         f"{storage.location}: inputs of {inputs.module!r} change in layout {number}"
                     )
                 spots.setdefault(inputs.module, {})[number] = index
-        self._inputs = {
-            name: InputRecord(
-                inputs, sums=sums, accumulators=header.accumulators, entries=self._entries, places=spots[name]
+        self._inputs = InputRecords(
+            (
+                name,
+                InputRecord(
+                    inputs,
+                    sums=sums,
+                    accumulators=header.accumulators,
+                    entries=self._entries,
+                    places=spots[name],
+                ),
             )
             for name, inputs in modules.items()
-        }
+        )
         self._records = {
             name: ParameterRecord(
                 info, sums=sums, accumulators=header.accumulators, entries=self._entries, places=places[name]

@@ -36,7 +36,14 @@ from gradtrace.recorder.room import Room, check_room, room_at
 from gradtrace.recorder.roster import Roster
 from gradtrace.recorder.rounds import Rounds
 from gradtrace.recorder.scaling import scale_and_skip
-from gradtrace.recorder.settings import Mode, OnError, check_on_error, check_planned_steps, check_settings
+from gradtrace.recorder.settings import (
+    Mode,
+    OnError,
+    check_merge,
+    check_on_error,
+    check_planned_steps,
+    check_settings,
+)
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream, WatchedStep
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import StepRecord, refuse_optimizer
@@ -125,9 +132,12 @@ class Recorder:
         on_error: OnError = "raise",
         planned_steps: int | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidValueError("model", expected="an nn.Module", got=type(model).__name__)
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
+        check_merge(merge)
         check_planned_steps(planned_steps)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")

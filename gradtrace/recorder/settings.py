@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["Mode", "OnError", "check_on_error", "check_planned_steps", "check_settings"]
+__all__ = ["Mode", "OnError", "check_merge", "check_on_error", "check_planned_steps", "check_settings"]
 
 Mode: TypeAlias = Literal["append", "overwrite"] | None
 OnError: TypeAlias = Literal["raise", "warn"]
@@ -41,6 +41,12 @@ def check_planned_steps(planned_steps: int | None) -> None:
         raise InvalidValueError(
             "planned_steps", expected="None, or a whole number of 1 or more", got=repr(planned_steps)
         )
+
+
+def check_merge(merge: object) -> None:
+    """Raise an InvalidValueError for what is neither True nor False, such as "no"."""
+    if not isinstance(merge, bool):
+        raise InvalidValueError("merge", expected="True or False", got=repr(merge))
 
 
 def _is_whole(value: object) -> bool:

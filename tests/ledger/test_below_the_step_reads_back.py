@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from gradtrace.errors import InvalidValueError
+from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.ledger.format import ACCUMULATORS, BELOW, KNOWN, InputInfo, Layout, ParameterInfo, Piece
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.watched import check_watched
@@ -74,6 +74,12 @@ def test_input_moments_and_counts_come_back_by_module(tmp_path: Path) -> None:
     first = ledger.between(0, 4)
     np.testing.assert_array_equal(first.inputs["a"].sumsq, one["input_sumsq"][:4])
     assert first["a.weight"].positions == 20
+
+
+def test_a_module_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    with pytest.raises(UnknownNameError, match="expected one of 'a', 'c', 'rows', got 'b'"):
+        Ledger.open(tmp_path / "run").inputs["b"]
 
 
 def test_the_document_is_enough_to_read_a_modules_inputs(tmp_path: Path) -> None:

@@ -155,3 +155,16 @@ def test_a_refused_url_is_a_gradtrace_error_of_one_line() -> None:
     with pytest.raises(GradtraceError) as caught:
         storage_at(Path("s3://bucket/run"))
     assert "URL as text" in str(caught.value)
+
+
+def test_plain_http_is_refused_with_the_way_to_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    reached = {
+        "endpoint": "http://127.0.0.1:9",
+        "region": "x",
+        "access_key_id": "a",
+        "secret_access_key": SECRET,
+    }
+    with pytest.raises(StorageError, match="AWS_ALLOW_HTTP") as caught:
+        Ledger.open("s3://bucket/run", storage_options=reached | {"retry_config": {"max_retries": 0}})
+    assert SECRET not in said(caught.value)

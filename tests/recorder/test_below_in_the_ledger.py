@@ -286,6 +286,7 @@ def test_moments_of_inputs_never_seen_are_no_number(tmp_path: Path) -> None:
     "wrong",
     [
         {"below": "tokens"},
+        {"below": 3},
         {"below": "positions", "below_every": 0},
         {"below": "positions", "below_every": 12},
     ],

@@ -627,3 +627,14 @@ def test_double_precision_gradients_below_float32_are_still_events(tmp_path: Pat
         model.weight.grad = torch.full((2, 3), 1e-60, dtype=torch.float64)
         recorder.observe(optimizer)
     assert (gt.Ledger.open(tmp_path / "run")["weight"].events == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"model": "net"}, "model: expected an nn.Module, got str"), ({"merge": "no"}, "merge")],
+)
+def test_what_a_recorder_cannot_take_is_refused_by_name(
+    tmp_path: Path, wrong: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidValueError, match=named):
+        gt.Recorder(**{"model": nn.Linear(2, 2), "path": tmp_path / "run"} | wrong)

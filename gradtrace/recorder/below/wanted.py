@@ -36,11 +36,14 @@ class Wanted:
         Raises:
             InvalidValueError: a word is none of "positions", "samples", "inputs" and "gram".
         """
-        given = (words,) if isinstance(words, str) else tuple(words)
+        given = (words,) if isinstance(words, str) or not isinstance(words, Sequence) else tuple(words)
         for word in given:
             if word not in get_args(Word):
                 raise InvalidValueError(
-                    "below", expected=f"any of {', '.join(get_args(Word))}", got=repr(word)
+                    "below",
+                    expected=f"any of {', '.join(get_args(Word))}",
+                    got=repr(word),
+                    remedy='pass e.g. below=("positions", "inputs")',
                 )
         return cls(**{str(word): True for word in given})
 
