@@ -89,7 +89,7 @@ def main(
 
         gradtrace info runs/language/seed-0/language.ledger.zarr
 
-    and ask what its masks are worth with
+    and ask, for some minutes, what its masks are worth with
 
         gradtrace compare runs/language/seed-0/language.ledger.zarr runs/language/seed-0/weights.safetensors
             --model recipes.byte_model:model --validate recipes.byte_model:validate
