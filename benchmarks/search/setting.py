@@ -11,7 +11,7 @@ import gradtrace as gt
 __all__ = ["CALIBRATED", "Setting", "candidates"]
 
 CALIBRATED = "calibrated"
-EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+EXPONENTS = (0.25, 0.375, 0.5, 0.75, 1.0)
 SPANS: tuple[Literal["all", "first", "last"], ...] = ("all", "last", "first")
 UNITS = (None, "position", "sample")  # None: whole steps
 FAMILY = ("fisher-step", "fisher")
