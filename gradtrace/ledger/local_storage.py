@@ -14,10 +14,14 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from gradtrace.errors import InvalidValueError, StorageError
+from gradtrace.ledger.background_sync import BackgroundSync
 from gradtrace.ledger.lock import WriterLock, lock_folder
 from gradtrace.ledger.storage import PARTIAL, Storage, segments_of, surfacing
 
-__all__ = ["LocalStorage"]
+__all__ = ["LARGE", "LocalStorage"]
+
+# Bytes from which on a file's sync is worth the thread that it waits in.
+LARGE = 2**20
 
 
 class LocalStorage(Storage):
@@ -31,6 +35,7 @@ class LocalStorage(Storage):
         if not text or "\0" in text:
             raise InvalidValueError("ledger path", expected="a path on a local disk", got=repr(path))
         self.path = Path(os.path.abspath(text))
+        self._background = BackgroundSync(_sync_file)
 
     @property
     def location(self) -> str:
@@ -90,13 +95,17 @@ class LocalStorage(Storage):
                 raise
             self._sync_up(path.parent)
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, *parts: bytes | memoryview) -> None:
         """Write an object that nothing names yet: not atomic, and durable only after `sync`."""
         path = self._inside(key)
         with surfacing(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
+            if sum(memoryview(part).nbytes for part in parts) >= LARGE:
+                # The disk works on it while the next object is made.
+                self._background.begin(str(path))
 
     def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:
         """Return a zarr store rooted at `prefix`; what it writes is durable only after `sync`."""
@@ -105,6 +114,7 @@ class LocalStorage(Storage):
     def delete_prefix(self, prefix: str) -> None:
         """Remove the object `prefix` and everything below it; nothing where it does not exist."""
         path = self._inside(prefix)
+        self._background.forget(str(path))
         with surfacing(f"removing {path}"):
             if not os.path.lexists(path):
                 return
@@ -118,10 +128,12 @@ class LocalStorage(Storage):
         """Return once every object below `prefix`, and the way to it, is durable."""
         path = self._inside(prefix)
         with surfacing(f"syncing {path}"):
+            durable = self._background.finish(str(path))
             # Bottom up, so that no directory is durable before what it names.
             for directory, _, files in os.walk(path, topdown=False, onerror=_reraise):
                 for name in files:
-                    _sync_file(os.path.join(directory, name))
+                    if (file := os.path.join(directory, name)) not in durable:
+                        _sync_file(file)
                 _sync_directory(directory)
             self._sync_up(path.parent)
 

@@ -76,10 +76,10 @@ class ObjectStorage(Storage):
         self._confirm(now=True)
         self._put(key, data)
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, *parts: bytes | memoryview) -> None:
         """See Storage."""
         self._confirm()
-        self._put(key, data)
+        self._put(key, b"".join(parts))
 
     def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:
         """See Storage."""

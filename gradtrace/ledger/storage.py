@@ -62,8 +62,11 @@ class Storage(ABC):
         """Write an object, atomically, and return once it is durable."""
 
     @abstractmethod
-    def write(self, key: str, data: bytes) -> None:
-        """Write an object that nothing names yet: perhaps not atomic, and durable only after `sync`."""
+    def write(self, key: str, *parts: bytes | memoryview) -> None:
+        """Write an object that nothing names yet, of these parts in a row; durable only after `sync`.
+
+        It is perhaps not atomic. Large ones may begin to be made durable in the background.
+        """
 
     @abstractmethod
     def zarr_store(self, prefix: str, *, read_only: bool = False) -> Store:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradtrace.errors import GradtraceError
+from gradtrace.ledger import local_storage
+from gradtrace.ledger.background_sync import BackgroundSync
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.reader import Ledger
@@ -143,7 +146,11 @@ def run(
     return run
 
 
-def test_after_a_cut_at_any_sync_everything_announced_is_there(run: Callable[[], list[str]]) -> None:
+@pytest.mark.parametrize("large", [local_storage.LARGE, 0], ids=["at the end", "in the background"])
+def test_after_a_cut_at_any_sync_everything_announced_is_there(
+    run: Callable[[], list[str]], large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_storage, "LARGE", large)
     assert run() == []
 
 
@@ -167,3 +174,19 @@ def test_a_sync_that_is_left_out_is_noticed(
 ) -> None:
     monkeypatch.setattr(LocalStorage, name, mutant)
     assert run() != []
+
+
+def test_a_background_that_syncs_nothing_is_noticed(
+    run: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_storage, "LARGE", 0)
+    monkeypatch.setattr(BackgroundSync, "begin", lambda self, path: self._under_way.update({path: Done()}))
+    assert run() != []
+
+
+class Done(Future[None]):
+    """A sync that is over at once, without having done anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_result(None)
