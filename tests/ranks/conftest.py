@@ -1,53 +1,71 @@
-"""Real processes that find each other through a file: no port to be free, and all ended with the test."""
+"""Real processes, forked, that find each other through a file: no port to be free, none left behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gradtrace.ledger.reader import Ledger
 
+HERE = Path(__file__).parent
 
-def lived(*arguments: object, ranks: int, script: str = "training.py") -> list[tuple[int, str]]:
-    """Run a script of this folder on that many ranks; returns each one's exit status and what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    Path(__file__).with_name(script),
-                    f"{folder}/store",
-                    *map(str, (rank, ranks, *arguments)),
+
+class Nursery:
+    """The server that forks ranks."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, HERE / "fork_server.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def live(
+        self, *arguments: object, ranks: int, script: str = "training.py", modules: Sequence[str] = ()
+    ) -> list[tuple[int, str]]:
+        """Run a script of this folder on that many ranks; returns each one's exit status and output."""
+        assert self._server.stdin
+        assert self._server.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [Path(folder) / f"output-{rank}" for rank in range(ranks)]
+            request = {
+                "script": str(HERE / script),
+                "modules": modules,
+                "arguments": [
+                    [f"{folder}/store", *map(str, (rank, ranks, *arguments))] for rank in range(ranks)
                 ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-            )
-            for rank in range(ranks)
-        ]
-        try:
-            told = [process.communicate(timeout=120)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+                "outputs": [str(output) for output in outputs],
+                "patience": 200,
+            }
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            statuses = json.loads(self._server.stdout.readline())
+            told = [output.read_text() if output.exists() else "" for output in outputs]
+        return list(zip(statuses, told, strict=True))
 
+    def launch(self, *arguments: object, **options: Any) -> list[str]:
+        """Do as `live`; all ranks must end well. Returns what each printed."""
+        ended = self.live(*arguments, **options)
+        assert all(status == 0 for status, _ in ended), ended
+        return [text for _, text in ended]
 
-def launched(*arguments: object, ranks: int, script: str = "training.py") -> list[str]:
-    """Do as `lived`; all ranks must end well. Returns what each printed."""
-    ended = lived(*arguments, ranks=ranks, script=script)
-    assert all(status == 0 for status, _ in ended), ended
-    return [text for _, text in ended]
+    def close(self) -> None:
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
 
 
 def check_equal(one: Ledger, two: Ledger) -> None:
@@ -69,13 +87,20 @@ def check_equal(one: Ledger, two: Ledger) -> None:
 
 
 @pytest.fixture(scope="session")
-def live() -> Callable[..., list[tuple[int, str]]]:
-    return lived
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., list[str]]:
-    return launched
+def live(nursery: Nursery) -> Callable[..., list[tuple[int, str]]]:
+    return nursery.live
+
+
+@pytest.fixture(scope="session")
+def launch(nursery: Nursery) -> Callable[..., list[str]]:
+    return nursery.launch
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +109,14 @@ def check() -> Callable[[Ledger, Ledger], None]:
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def recorded(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder in which a kind of training on that many ranks left its ledgers; each is run once."""
     made: dict[tuple[str, int], Path] = {}
 
     def folder(kind: str, ranks: int) -> Path:
         if (kind, ranks) not in made:
             made[kind, ranks] = tmp_path_factory.mktemp(f"{kind}-{ranks}")
-            launched(kind, made[kind, ranks], ranks=ranks)
+            nursery.launch(kind, made[kind, ranks], ranks=ranks)
         return made[kind, ranks]
 
     return folder

@@ -1,7 +1,11 @@
-"""A fit by Lightning: `lightning_training.py FOLDER STRATEGY KIND`; KIND is whole, resumed or failing."""
+"""A fit by Lightning: `lightning_training.py STORE RANK RANKS FOLDER STRATEGY KIND`.
+
+KIND is whole, resumed or failing. With "-" for STORE Lightning starts the other rank itself.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 from gradtrace.callbacks import GradientLedger
@@ -66,9 +70,16 @@ class SaveOnError(Callback):
 
 
 def main() -> None:
-    folder, strategy, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    store, rank, ranks, folder, strategy, kind = *sys.argv[1:4], Path(sys.argv[4]), *sys.argv[5:7]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    outside = store != "-" and int(ranks) > 1
+    if outside:
+        # Lightning takes ranks that someone else started by this variable, and a process group that is there.
+        os.environ["LOCAL_RANK"] = rank
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(ranks)
+        )
     chosen: Any = {
         "ddp": {"strategy": "ddp", "devices": 2},
         "fsdp": {
@@ -94,6 +105,9 @@ def main() -> None:
     checkpoint = folder / f"step={CHECKPOINT_AT}.ckpt" if kind == "resumed" else None
     batches = torch.utils.data.DataLoader(Steps(), batch_size=1)
     trainer.fit(Model(kind == "failing"), batches, ckpt_path=checkpoint, weights_only=True)
+    if outside:
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -637,4 +637,4 @@ def test_what_a_recorder_cannot_take_is_refused_by_name(
     tmp_path: Path, wrong: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InvalidValueError, match=named):
-        gt.Recorder(**{"model": nn.Linear(2, 2), "path": tmp_path / "run"} | wrong)
+        gt.Recorder(**dict[str, Any](model=nn.Linear(2, 2), path=tmp_path / "run") | wrong)
