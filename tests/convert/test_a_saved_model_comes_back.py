@@ -101,7 +101,7 @@ loaded = gt.load(model(), sys.argv[1] + "/saved").eval()
 with torch.no_grad():
     save_file({{"y": loaded(load_file(sys.argv[1] + "/x.safetensors")["x"])}}, sys.argv[1] + "/y.safetensors")
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=240)
     assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], expected)
 
 

@@ -57,7 +57,7 @@ def python(code: str, **environment: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        said, errors = process.communicate(timeout=120)
+        said, errors = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 0, errors

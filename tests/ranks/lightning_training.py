@@ -70,7 +70,8 @@ class SaveOnError(Callback):
 
 
 def main() -> None:
-    store, rank, ranks, folder, strategy, kind = *sys.argv[1:4], Path(sys.argv[4]), *sys.argv[5:7]
+    store, rank, ranks, where, strategy, kind = sys.argv[1:]
+    folder = Path(where)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     outside = store != "-" and int(ranks) > 1

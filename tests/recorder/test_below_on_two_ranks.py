@@ -69,10 +69,10 @@ def main(rank, how, folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "one":
-        main(0, "one", sys.argv[2])
-    else:
-        torch.multiprocessing.spawn(main, (sys.argv[1], sys.argv[2]), nprocs=2)
+    import torch._dynamo  # every optimizer imports it when it is made: once here, not once in every fork
+    for how in ("one", "ddp", "fsdp"):
+        ranks = 1 if how == "one" else 2
+        torch.multiprocessing.start_processes(main, (how, sys.argv[1]), nprocs=ranks, start_method="fork")
 """
 
 
@@ -80,19 +80,11 @@ if __name__ == "__main__":
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
     (made / "train.py").write_text(SCRIPT)
-    train("one", made)
-    return made
-
-
-def train(how: str, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, folder / "train.py", how, folder],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=folder,
+        [sys.executable, made / "train.py", made], capture_output=True, text=True, timeout=240, cwd=made
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return made
 
 
 def tell(ledger: gt.Ledger) -> dict[str, Any]:
@@ -107,7 +99,6 @@ def tell(ledger: gt.Ledger) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_ranks_equal_one_process(how: str, folder: Path) -> None:
-    train(how, folder)
     one, two = (gt.Ledger.open(folder / name) for name in ("one", how))
     assert tell(two) == tell(one)
     steps = tell(one)["inner.0.weight"][0]
