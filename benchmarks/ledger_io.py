@@ -260,10 +260,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT
     / "benchmarks/results/ledger_io.json",
 ) -> None:
-    r"""Measure committing, reading and merging a ledger beside plain files of the same bytes.
+    """Measure committing, reading and merging a ledger beside plain files of the same bytes.
 
-    \b
     Example, on another disk:
+
       python benchmarks/ledger_io.py --gigabytes 1 --folder /mnt/fast
     """
     console = Console()
