@@ -363,6 +363,18 @@ class LedgerWriter:
             self._remove_dead()
         return merged
 
+    def settle(self) -> None:
+        """Find out again what exists and remove what no commit names, also what a `PartWriter` wrote.
+
+        After a failure the next call does this by itself. Before parts are written it must be over.
+
+        Raises:
+            CorruptLedgerError: a commit or a layout is lost or altered; nothing was removed.
+            StorageError: the disk failed.
+        """
+        self._doubtful = True
+        self._ready()
+
     def close(self) -> None:
         """Release the ledger for the next writer. Closing twice is nothing."""
         self._lock.release()

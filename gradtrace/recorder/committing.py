@@ -34,11 +34,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankLayout:
-    """A layout with its number in the ledger and the generation of its entries, as one rank sees it."""
+    """A layout with its number in the ledger, as one rank sees it."""
 
     layout: Layout
     number: int
-    generation: int
     rank: int
 
     @property
@@ -65,10 +64,11 @@ class Committing:
         self._meeting, self._part = meeting, part
         self._writer = writer  # on rank 0
         self._generation = 0  # of the next entry; a voided attempt raises it
+        self._doubtful = False  # alike on all ranks: whether a merge failed, and may have left something
         self._writing = Rounds(meeting, "the end of a write")
         self._agreeing = Rounds(meeting, "a decision of rank 0")
         self._merging = Rounds(meeting, "a merge")
-        self._agreeing_again = Rounds(meeting, "another attempt")
+        self._clearing = Rounds(meeting, "what is left after a failure")
         self._parting = Rounds(meeting, "the end")
         self._merges = True
 
@@ -78,11 +78,11 @@ class Committing:
 
     def begin(self, own: RankLayout, opening: npt.NDArray[np.float32]) -> None:
         """Write the layout and, flat, the weights with which it begins."""
-        self._generation = own.generation
         if self._meeting.size == 1:
             assert self._writer is not None
             self._writer.add_layout(own.layout, [opening])
             return
+        self._clear_up()
 
         def bring() -> Any:
             return self._part.write_opening(own.number, opening).to_json()
@@ -109,7 +109,9 @@ class Committing:
             supported: flat, which of this rank's dependencies have had an event, also in this entry.
         """
         if tallies["failed_commits"]:
-            self._generation = self._agreeing_again.follow(lambda: self._begin_again(entry.begin))
+            self._clear_up(entry.begin)
+        elif self._doubtful:
+            self._clear_up()
         generation = self._generation
 
         def bring() -> dict[str, Any]:
@@ -160,23 +162,34 @@ class Committing:
 
         Entries that cannot be joined stay as they are: a warning says so, and nothing more is merged.
         """
-        self._merging.hold(lambda: None, lambda _: self._merge())
+        self._doubtful = True  # until all have heard that it went well
+        self._doubtful = not self._merging.hold(lambda: None, lambda _: self._merge())
 
-    def _merge(self) -> None:
+    def _merge(self) -> bool:
         assert self._writer is not None
         if not self._merges:
-            return
+            return True
         try:
             self._writer.merge()
         except (CorruptLedgerError, StateError, UnsupportedFormatError) as error:
             self._merges = False
             _log.warning("entries of the ledger are not merged any more: %s", error)
+        return self._merges
 
-    def _begin_again(self, begin: int) -> int:
-        assert self._writer is not None
-        # A commit may have landed although its writer heard of a failure; it may be part of this entry now.
-        self._writer.void(begin)
-        return self._writer.generation
+    def _clear_up(self, begin: int | None = None) -> None:
+        """Remove what failed attempts left, also entries from `begin` on, before any rank writes again."""
+
+        def decide() -> int:
+            assert self._writer is not None
+            # Later the writer would take what the other ranks have just written for remains.
+            self._writer.settle()
+            if begin is not None:
+                # A commit may have landed although its writer heard of a failure; it is part of this entry.
+                self._writer.void(begin)
+            return self._writer.generation
+
+        self._generation = self._clearing.follow(decide)
+        self._doubtful = False
 
     def part(self) -> None:
         """Wait until all ranks have heard of the last commit."""

@@ -353,7 +353,7 @@ class Recorder:
             self._below.look_again(self._roster.candidates)
         agreed = self._beginning.hold(self._describe, self._decide_layout)
         layout = Layout.from_json(agreed["layout"])
-        own = RankLayout(layout, agreed["number"], agreed["generation"], self._meeting.rank)
+        own = RankLayout(layout, agreed["number"], self._meeting.rank)
         if self._stream is None:
             self._run_id, self.step = agreed["run"], agreed["end"]
             part = PartWriter(self.path, self._meeting.rank, self._storage_options)
@@ -400,7 +400,6 @@ class Recorder:
         return {
             "layout": layout.to_json(),
             "number": writer.next_layout,
-            "generation": writer.generation,
             "run": writer.run_id,
             "end": writer.end,
         }
