@@ -29,6 +29,7 @@ from gradtrace.recorder.below.wanted import Word, check_below
 from gradtrace.recorder.below.watched_steps import WatchedSteps
 from gradtrace.recorder.budget import Budget, check_overhead
 from gradtrace.recorder.committing import Committing, RankLayout
+from gradtrace.recorder.interrupts import held_back
 from gradtrace.recorder.needs import Needs, needs_of
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.ranks import meeting_for
@@ -243,8 +244,8 @@ class Recorder:
         flags = buffers.flags[len(self._records)]
         weight = self._budget.weight(self.step)
         # Counted first: an interrupt in the middle must not leave events of a step that nobody counts.
-        self._records.append(record)
         self.step += 1
+        self._records.append(record)
         with self._budget.measuring(began, weight, window.device, watched=evidence is not None):
             accumulate_(
                 buffers.totals,
@@ -437,9 +438,11 @@ class Recorder:
         if not self._records:
             return
         window, stream = self._require()
-        began = perf_counter()
-        closed = window.close()
-        self._blocked_seconds += perf_counter() - began
-        self._windows += 1
-        stream.submit(ClosedWindow(closed, window, self.step, self._records, self._budget.stride))
-        self._records = []
+        # Buffers that are swapped and not handed on would be waited for in vain.
+        with held_back() as interrupted:
+            began = perf_counter()
+            closed = window.close(interrupted)
+            self._blocked_seconds += perf_counter() - began
+            self._windows += 1
+            stream.submit(ClosedWindow(closed, window, self.step, self._records, self._budget.stride))
+            self._records = []

@@ -18,6 +18,7 @@ from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.committing import Committing, RankLayout
 from gradtrace.recorder.entry import OpenEntry
+from gradtrace.recorder.interrupts import held_back
 from gradtrace.recorder.outage import Outage
 from gradtrace.recorder.settings import OnError
 from gradtrace.recorder.updates import StepRecord
@@ -116,7 +117,8 @@ class Stream:
 
     def submit(self, task: BeginLayout | ClosedWindow | WatchedStep | Cut) -> None:
         """Queue a task; never raises, or the buffers of a closed window would be lost and waited for."""
-        self._tasks.put(task)
+        with held_back():  # a queue that is interrupted may count a task that it does not have
+            self._tasks.put(task)
 
     def check(self) -> None:
         """Raise what a task failed with, if one did."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -92,12 +92,15 @@ class DeviceWindow:
             self._copied = None
         return self._open
 
-    def close(self) -> HostWindow:
-        """Hand over what was accumulated, start from zero; waits only while both host sets are in use."""
+    def close(self, waiting: Callable[[], None] = lambda: None) -> HostWindow:
+        """Hand over what was accumulated, start from zero; waits only while both host sets are in use.
+
+        Meanwhile `waiting` is called now and then, and may raise: then nothing has happened.
+        """
         if self._stream is None:
-            closed, self._open = self._open, self._take()
+            closed, self._open = self._open, self._take(waiting)
             return closed
-        target = self._take()
+        target = self._take(waiting)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             for source, copy in zip(_tensors(self._open), _tensors(target), strict=True):
@@ -108,12 +111,17 @@ class DeviceWindow:
         self._copied = ready
         return HostWindow(target.totals, target.flags, ready)
 
-    def _take(self) -> HostWindow:
-        self._waits_since = perf_counter()
-        window = self._free.get()
-        self._blocked += perf_counter() - self._waits_since
-        self._waits_since = None
-        return window
+    def _take(self, waiting: Callable[[], None]) -> HostWindow:
+        began = self._waits_since = perf_counter()
+        try:
+            while True:
+                try:
+                    return self._free.get(timeout=0.1)
+                except queue.Empty:
+                    waiting()
+        finally:
+            self._blocked += perf_counter() - began
+            self._waits_since = None
 
     def release(self, window: HostWindow) -> None:
         """Give a host set back, from the writer's thread."""
