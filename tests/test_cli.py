@@ -5,7 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import gradtrace as gt
 from gradtrace.cli import app
+from gradtrace.ledger.sampling import Sampling
 from gradtrace.ledger.writer import LedgerWriter
+from gradtrace.report.tables import ledger_table
 
 MODELS = """
 import torch
@@ -116,6 +118,25 @@ def test_info_counts_steps_and_what_was_never_supported(home: Home) -> None:
     assert (first["name"], first["shape"], first["dependencies"]) == ("0.weight", [96, 40], 96 * 40)
     assert first["never_supported"] >= 7 * 96
     assert "0.weight" in home.run("info", "run.ledger.zarr").stdout
+
+
+def test_info_says_what_was_sampled_and_what_was_recorded_below_the_step(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with gt.Recorder(net, tmp_path / "run", below=("positions", "inputs"), below_every=1) as recorder:
+        for _ in range(4):
+            net(torch.randn(5, 3)).square().mean().backward()
+            recorder.observe(optimizer)
+    facts = Home(tmp_path).json("info", str(tmp_path / "run"))
+    assert facts["parameters"][0]["watched_steps"] == 4
+    assert (facts["entries"][0]["stride"], facts["entries"][0]["sampled"]) == (1, 4)
+    ledger = gt.Ledger.open(tmp_path / "run")
+    note = ledger_table(ledger).note
+    assert "position_sumsq" in note
+    assert "up to 4 watched steps" in note
+    assert "Sums were taken" not in note
+    vars(ledger)["_entries"] = tuple(replace(one, sampling=Sampling(4, 1)) for one in ledger.entries)
+    assert "Sums were taken on 1 of 4 steps" in ledger_table(ledger).note
 
 
 def test_criteria_are_those_of_the_library(home: Home) -> None:

@@ -36,12 +36,16 @@ def _facts(ledger: Ledger) -> dict[str, Any]:
             {"name": name, "shape": record.shape, "dependencies": events.size}
             | {"never_supported": int((events == 0).sum())}
             | counts
+            | {"watched_steps": record.watched_steps}
         )
     return {
         "path": ledger.path,
         "run_id": ledger.run_id,
         "steps": ledger.steps,
-        "entries": [{"begin": e.begin, "end": e.end, "windows": e.windows} for e in ledger.entries],
+        "entries": [
+            {"begin": e.begin, "end": e.end, "windows": e.windows} | e.sampling.to_json()
+            for e in ledger.entries
+        ],
         "accumulators": list(ledger.accumulators),
         "settings": dict(ledger.settings),
         "parameters": parameters,

@@ -8,6 +8,7 @@ from gradtrace.evidence.agreement import Agreement
 from gradtrace.evidence.criterion import Criterion
 from gradtrace.evidence.curves import Curves
 from gradtrace.evidence.never_supported import NeverSupported
+from gradtrace.ledger.format import BELOW
 from gradtrace.ledger.reader import Ledger
 from gradtrace.report.table import Table
 from gradtrace.structure.plan import Plan
@@ -68,6 +69,12 @@ def ledger_table(ledger: Ledger) -> Table:
         "unusable steps",
     )
     note = "Never supported: no recorded step gave this weight a nonzero gradient."
+    sampled = sum(entry.sampling.steps for entry in ledger.entries)
+    if sampled < ledger.steps:
+        note += f" Sums were taken on {sampled:,} of {ledger.steps:,} steps, events counted at each."
+    if below := [name for name in ledger.accumulators if name in BELOW]:
+        watched = max((record.watched_steps for record in ledger.values()), default=0)
+        note += f" Below the step: {', '.join(below)}; up to {watched:,} watched steps a parameter."
     entries = "1 entry" if len(ledger.entries) == 1 else f"{len(ledger.entries)} entries"
     return Table(f"{ledger.steps:,} steps in {entries}", columns, tuple(rows), note)
 
