@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradtrace.errors import InvalidValueError, LedgerNotFoundError, MismatchError
-from gradtrace.ledger.location import StorageOptions
-from gradtrace.ledger.reader import Ledger
+from gradtrace.ledger.header import read_header
+from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.recorder.settings import Mode
 
 __all__ = ["Checkpoint", "continuation"]
@@ -49,7 +49,8 @@ def continuation(
         return mode, None
     latest = checkpoints[-1]
     try:
-        run_id = Ledger.open(path, storage_options=storage_options).run_id
+        # Its entries may all be void, or none committed yet: the header says whose it is.
+        run_id = read_header(storage_at(path, storage_options)).run_id
     except LedgerNotFoundError:
         if mode == "overwrite":
             return mode, None

@@ -21,6 +21,7 @@ from gradtrace.errors import InvalidValueError, LedgerExistsError, StorageError
 from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.object_storage import ObjectStorage
 from gradtrace.recorder import stream
+from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.entry import OpenEntry
 
 Loop = Callable[[nn.Module], Any]
@@ -177,6 +178,46 @@ def test_a_checkpoint_meanwhile_notes_the_last_durable_step(
     assert run.recorder.commit() == run.ledger.steps == 9
     run.train(1)
     run.recorder.close()
+    run.loop.check(run.ledger)
+
+
+def test_a_checkpoint_saved_before_anything_could_be_committed_is_resumed_from(
+    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage("disk", tmp_path, monkeypatch, None)
+    run = Run(storage, gradient_loop, on_error="warn")
+    run.train(1)
+    run.settle()
+    storage.fails = True
+    assert run.recorder.commit() == 0
+    run.recorder.close()
+    storage.fails = False
+    note = Checkpoint(str(run.recorder.run_id), 0)
+    mode, resume_at = continuation(storage.path, None, [note], storage.options)
+    assert (mode, resume_at) == ("append", 0)
+    again = Run(storage, gradient_loop, mode=mode, resume_at=resume_at)
+    again.train(5)
+    again.recorder.close()
+    again.loop.check(again.ledger)
+
+
+def test_a_checkpoint_meanwhile_stays_resumable_when_its_entry_is_joined_and_merged_later(
+    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage("disk", tmp_path, monkeypatch, None)
+    run = Run(storage, gradient_loop, on_error="warn")
+    run.train(12)
+    run.settle()
+    storage.fails = True
+    run.train(3)
+    assert run.recorder.commit() == 12
+    storage.fails = False
+    run.train(125)
+    run.recorder.close()
+    ends = [entry.end for entry in run.ledger.entries]
+    assert 12 in ends
+    assert not {4, 8} & set(ends)
+    assert [entry.begin for entry in run.ledger.entries if "follows_checkpoint" in entry.details] == [12]
     run.loop.check(run.ledger)
 
 
