@@ -239,6 +239,8 @@ class Stream:
         except GradtraceError as failure:
             # The next commit says what is wrong; until then nothing but room is lost.
             if not self.outage.tolerates(failure):
+                # Said here: the next merge may take this one's place before anybody asks how it ended.
+                self._failure = failure
                 raise
 
     def _disk_keeps_up(self, home: DeviceWindow) -> bool:

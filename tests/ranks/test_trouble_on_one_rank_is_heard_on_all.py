@@ -87,3 +87,15 @@ def test_cuts_are_passed_over_on_all_ranks_alike_where_one_disk_is_slow(told: To
     ]
     assert sum(passed) > 0
     assert len(passed) < 15
+
+
+def test_with_overhead_the_slowest_rank_chooses_which_steps_all_ranks_sample(
+    told: Told, folder: Path
+) -> None:
+    assert told["slow processor"] == [("", ""), ("", "")]
+    ledger = Ledger.open(folder / "unlike-speed")
+    # Two steps to learn from, then the least power of two k with 0.001 + 0.099 / k <= 0.02.
+    first, *rest = ledger.entries
+    assert (first.end, first.sampling.stride) == (2, 2)
+    assert {entry.sampling.stride for entry in rest} == {8}
+    assert all((record.events == 12).all() for record in ledger.values())

@@ -17,6 +17,7 @@ import gradtrace as gt
 from gradtrace.errors import GradtraceError, StorageError
 from gradtrace.ledger.part import PartWriter
 from gradtrace.recorder import meeting, stream
+from gradtrace.recorder.budget import Budget
 
 SMALL: Any = {"window_steps": 2, "entry_steps": 4, "together": True}
 
@@ -117,12 +118,25 @@ def slow_disk(rank: int, folder: Path) -> None:
         loop.observe(recorder, steps=60)
 
 
+def slow_processor(rank: int, folder: Path) -> None:
+    """Recording takes a tenth of a step on rank 1, and next to nothing on rank 0."""
+    measured = Budget._measured
+    Budget._measured = lambda self: (0.001, 0.1 if rank else 0.002, 1.0)  # type: ignore
+    loop = Loop()
+    try:
+        with gt.Recorder(loop.model, folder / "unlike-speed", overhead=0.02, merge=False, **SMALL) as ledger:
+            loop.observe(ledger, steps=12)
+    finally:
+        Budget._measured = measured  # type: ignore
+
+
 TROUBLES: dict[str, Callable[[int, Path], None]] = {
     "unshared": unshared,
     "unlike": unlike,
     "existing": existing,
     "failing disk": failing_disk,
     "alone in error": alone_in_error,
+    "slow processor": slow_processor,
     "slow disk": slow_disk,
     "late": late,
 }

@@ -304,3 +304,33 @@ def test_what_is_no_failure_of_the_storage_is_always_raised(
     with pytest.raises(ZeroDivisionError):
         run.recorder.close()
     assert run.ledger.steps == 4
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_what_cannot_be_read_to_be_merged_follows_the_policy_and_stays(
+    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch, on_error: Any
+) -> None:
+    storage = Storage("disk", tmp_path, monkeypatch, None)
+    run = Run(storage, gradient_loop, on_error=on_error)
+    run.train(4)
+    run.settle()
+
+    def unreadable(self: LocalStorage, key: str) -> None:
+        raise StorageError(f"reading {key} failed: Input/output error")
+
+    monkeypatch.setattr(stream, "_GRACE", 3600.0)  # no entry grows longer because this machine is busy
+    monkeypatch.setattr(LocalStorage, "open", unreadable)
+    if on_error == "raise":
+        with pytest.raises(StorageError, match="Input/output"):
+            run.train(400)
+        with pytest.raises(StorageError, match="Input/output"):
+            run.recorder.close()
+    else:
+        run.train(40)
+        run.recorder.close()
+    monkeypatch.undo()
+    ledger = run.ledger
+    assert ledger.steps >= 20
+    assert {entry.end - entry.begin for entry in ledger.entries} == {4}
+    if on_error == "warn":
+        run.loop.check(ledger)
