@@ -85,11 +85,6 @@ class StoredArray:
         if behind != found.to_bytes(4, "little"):
             raise CorruptLedgerError(f"{self._what}: {part} is truncated or altered behind its elements")
 
-    def expect(self, number: int) -> None:
-        """Say that the chunk, if there is one of this number, will soon be read."""
-        if number < len(self._digest.chunks):
-            self._storage.expect(f"{self._key}/c/{number}")
-
     def _fill(self, file: BinaryIO, raw: memoryview, part: str) -> None:
         while raw:
             count = file.readinto(raw)  # type: ignore[attr-defined]

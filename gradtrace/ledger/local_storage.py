@@ -64,11 +64,6 @@ class LocalStorage(Storage):
             _read_ahead(file)
             return file
 
-    def expect(self, key: str) -> None:
-        """Have the system begin to read the file."""
-        with suppress(OSError), self._at(key).open("rb", buffering=0) as file:
-            _read_ahead(file)
-
     def names(self, prefix: str) -> list[str]:
         """Return the names right below `prefix`, sorted; none where nothing is there."""
         with surfacing(f"listing {self.path / prefix}"):

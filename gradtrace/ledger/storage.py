@@ -50,9 +50,6 @@ class Storage(ABC):
         raw = self.get(key)
         return None if raw is None else BytesIO(raw)
 
-    def expect(self, key: str) -> None:  # noqa: B027
-        """Say that the object, if it is there, will soon be read: a hint, which may do nothing."""
-
     @abstractmethod
     def names(self, prefix: str) -> list[str]:
         """Return the names right below `prefix`, sorted; none where nothing is there."""

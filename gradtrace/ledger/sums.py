@@ -111,17 +111,38 @@ class Sums:
                 if part.size == stop - begin:
                     reading.append(pool.submit(add_chunk, arrays(), chunk, part))
                 else:
-                    # Whoever walks over the parameters will want the next chunk when this one is done.
-                    walks = (number, rank, accumulator, chunk - 1) in self._kept
-                    self._kept.copy(
-                        (number, rank, accumulator, chunk),
-                        slice(first - begin, last - begin),
-                        part,
-                        size=stop - begin,
-                        fill=partial(_fill, arrays, chunk, expect_next=walks),
+                    self._copy(
+                        number, rank, accumulator, chunk, part, slice(first - begin, last - begin), arrays
                     )
             for done in reading:
                 done.result()
+
+    def _copy(
+        self,
+        number: int,
+        rank: int,
+        accumulator: str | None,
+        chunk: int,
+        out: np.ndarray[Any, Any],
+        part: slice,
+        arrays: Callable[[], Sequence[StoredArray]],
+    ) -> None:
+        """Copy a part of one chunk, keep the chunk, and read the next one ahead where that is walked to."""
+        size = self._layouts[number].layout.size(rank, accumulator)
+        length = chunk_elements(size)
+
+        def key(of: int) -> tuple[int, int, str | None, int]:
+            return number, rank, accumulator, of
+
+        def bytes_of(of: int) -> int:
+            return (min((of + 1) * length, size) - of * length) * out.itemsize
+
+        def fill(of: int, whole: np.ndarray[Any, Any]) -> None:
+            add_chunk(arrays(), of, whole.view(out.dtype))
+
+        if key(chunk - 1) in self._kept and (chunk + 1) * length < size:
+            self._kept.begin(key(chunk + 1), size=bytes_of(chunk + 1), fill=partial(fill, chunk + 1))
+        self._kept.copy(key(chunk), part, out, size=bytes_of(chunk), fill=partial(fill, chunk))
 
     def _arrays(self, number: int, rank: int, accumulator: str | None, size: int) -> list[StoredArray]:
         if accumulator is not None:
@@ -154,16 +175,3 @@ class Sums:
                 f"entries of {self._storage.location} were merged, voided or replaced since it was opened",
                 remedy="open the ledger again",
             ) from error
-
-
-def _fill(
-    arrays: Callable[[], Sequence[StoredArray]],
-    chunk: int,
-    whole: np.ndarray[Any, Any],
-    *,
-    expect_next: bool,
-) -> None:
-    if expect_next:
-        for array in arrays():
-            array.expect(chunk + 1)
-    add_chunk(arrays(), chunk, whole)
