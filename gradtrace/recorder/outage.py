@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable
 
-from gradtrace.errors import GradtraceError, RankLostError
+from gradtrace.errors import GradtraceError, LedgerBusyError, RankLostError
 from gradtrace.recorder.settings import OnError
 
 __all__ = ["Outage"]
@@ -28,7 +28,8 @@ class Outage:
 
     def tolerates(self, failure: GradtraceError) -> bool:
         """Whether the training goes on after it: where only the storage failed."""
-        of_storage = isinstance(failure, OSError) and not isinstance(failure, RankLostError)
+        # A ledger that another writer took over will not be ours again, however often it is tried.
+        of_storage = isinstance(failure, OSError) and not isinstance(failure, RankLostError | LedgerBusyError)
         return self._on_error == "warn" and of_storage
 
     def passes(self, failure: GradtraceError) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import gradtrace as gt
-from gradtrace.errors import InvalidValueError, LedgerExistsError, StorageError
+from gradtrace.errors import InvalidValueError, LedgerBusyError, LedgerExistsError, StorageError
 from gradtrace.ledger.local_storage import LocalStorage
 from gradtrace.ledger.object_storage import ObjectStorage
 from gradtrace.recorder import stream
@@ -292,16 +292,20 @@ def test_a_policy_that_is_none_is_refused(policy: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), LedgerBusyError("another run took it over")])
 def test_what_is_no_failure_of_the_storage_is_always_raised(
-    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch, on_error: Any
+    tmp_path: Path, gradient_loop: Loop, monkeypatch: pytest.MonkeyPatch, error: Exception, on_error: Any
 ) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
     run = Run(Storage("disk", tmp_path, monkeypatch, None), gradient_loop, on_error=on_error)
     run.train(4)
     run.settle()
-    monkeypatch.setattr(LocalStorage, "write", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(LocalStorage, "write", fail)
+    with pytest.raises(type(error)):
         run.train(400)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         run.recorder.close()
     assert run.ledger.steps == 4
 
