@@ -5,7 +5,7 @@ from the same weights on the same batches. They take turns: in every round each 
 one after the other, in an order that changes from round to round. The whole step is timed from outside, so
 what background threads take from the cores counts; each block holds one window of the recorder, end to end.
 Figures are medians over the rounds of a block's time divided by that of the training without a recorder in
-the same round.
+the same round. Of a watcher that multiplies the time of a step, one step a round is enough.
 
 Committing an entry, once in 512 steps, is timed apart: from the end of a window until it is durable, with
 nothing beside it, and its part of a step is added to the figure.
@@ -49,6 +49,7 @@ class Training:
 
     def __init__(self, kind: Kind, steps: int, folder: Path) -> None:
         torch.manual_seed(0)
+        self.lead, self.turn = (1, 1) if kind.slow else (LEAD, BLOCK)
         self.model = ByteModel(WIDTH)
         self.optimizer = AdamW(self.model.parameters(), lr=3e-4)
         self.data = batches(0, steps, ROWS)
@@ -68,8 +69,8 @@ class Training:
         return time.perf_counter() - began
 
     def block(self, steps: int) -> float:
-        """Train a block; return its time in seconds."""
-        return sum(self.step() for _ in range(steps))
+        """Train a block; return the time of a step in it, in seconds."""
+        return sum(self.step() for _ in range(steps)) / steps
 
     def commits(self) -> list[float]:
         """Seconds from the end of a window until its entry is durable, a few times."""
@@ -84,14 +85,14 @@ class Training:
 
 
 def measure(trainings: dict[str, Training], rounds: int) -> Iterator[tuple[str, str, float]]:
-    """Yield (what, watcher, seconds) as it is measured; leads and commits are yielded too."""
+    """Yield (what, watcher, seconds of a step or a commit) as it is measured; leads are yielded too."""
     for name, training in trainings.items():
-        yield "lead", name, training.block(LEAD)
+        yield "lead", name, training.block(training.lead)
     names = list(trainings)
     for turn in range(rounds):
         for place in range(len(names)):
             name = names[(place + turn) % len(names)]
-            yield "block", name, trainings[name].block(BLOCK)
+            yield "block", name, trainings[name].block(trainings[name].turn)
     for name, training in trainings.items():
         for seconds in training.commits():
             yield "commit", name, seconds
@@ -101,7 +102,7 @@ def rows_of(
     trainings: dict[str, Training], blocks: dict[str, list[float]], commits: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
     """One row a watcher: what it costs of a step of the training without one."""
-    bare = median(blocks["none"]) / BLOCK
+    bare = median(blocks["none"])
     rows = []
     for name, training in trainings.items():
         ratios = [own / none for own, none in zip(blocks[name], blocks["none"], strict=True)]
@@ -111,7 +112,7 @@ def rows_of(
             {
                 "watcher": name,
                 "label": WATCHERS[name].label,
-                "step_seconds": median(blocks[name]) / BLOCK,
+                "step_seconds": median(blocks[name]),
                 "overhead": median(ratios) - 1 + commit,
                 "quartiles": [low - 1 + commit, high - 1 + commit],
                 "of_it_commits": commit,
@@ -187,13 +188,15 @@ def main(
         TemporaryDirectory(prefix="overhead-") as folder,
         Progress(console=console, transient=True) as progress,
     ):
-        task = progress.add_task("preparing", total=len(chosen) * (LEAD + BLOCK * rounds))
+        task = progress.add_task("preparing", total=None)
         trainings = {
             name: Training(kind, LEAD + BLOCK * rounds + COMMITS, Path(folder) / name)
             for name, kind in chosen.items()
         }
+        progress.update(task, total=sum(one.lead + one.turn * rounds for one in trainings.values()))
         for what, name, seconds in measure(trainings, rounds):
-            advance = {"lead": LEAD, "block": BLOCK, "commit": 0}[what]
+            training = trainings[name]
+            advance = {"lead": training.lead, "block": training.turn, "commit": 0}[what]
             progress.update(task, advance=advance, description=f"{what}: {name}")
             if what != "lead":
                 (blocks if what == "block" else commits)[name].append(seconds)
@@ -217,7 +220,7 @@ def main(
             for name in ("gradtrace", "torch", "numpy", "zarr", "wandb", "lightning", "backpack-for-pytorch")
         },
         "rows": rows,
-        "block_seconds": blocks,
+        "seconds_of_a_step_by_round": blocks,
         "commit_seconds": commits,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -115,12 +115,16 @@ def backpack_sums(model: nn.Module, optimizer: Optimizer, folder: Path) -> Watch
 
 @dataclass(frozen=True)
 class Kind:
-    """A watcher with the words for it, what it needs installed, and the share of a step it may cost."""
+    """A watcher with the words for it, what it needs installed, and the share of a step it may cost.
+
+    One that is `slow` multiplies the time of a step: a single step a turn tells as much as a block.
+    """
 
     label: str
     watch: Watcher
     needs: tuple[str, ...] = ()
     target: float | None = None
+    slow: bool = False
 
 
 EVERYTHING = ("positions", "samples", "inputs", "gram")
@@ -134,5 +138,5 @@ WATCHERS = {
     ),
     "wandb": Kind('wandb.watch(log="gradients", log_freq=1), offline', wandb_watch, ("wandb",)),
     "norms": Kind("lightning grad_norm, every step, CSVLogger", grad_norms, ("lightning",)),
-    "backpack": Kind("BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",)),
+    "backpack": Kind("BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",), slow=True),
 }

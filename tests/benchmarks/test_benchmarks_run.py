@@ -19,7 +19,7 @@ def test_overhead_times_watchers_in_turns(
     figures = json.loads((tmp_path / "results" / "overhead.json").read_text())
     assert [row["watcher"] for row in figures["rows"]] == ["none", "default", "plain"]
     assert all(row["step_seconds"] > 0 for row in figures["rows"])
-    assert {name: len(times) for name, times in figures["block_seconds"].items()} == {
+    assert {name: len(times) for name, times in figures["seconds_of_a_step_by_round"].items()} == {
         "none": 2,
         "default": 2,
         "plain": 2,
