@@ -126,7 +126,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="cost of a step, as a share of the same step with no recorder")
     for heading in ("watched by", "ms a step", "overhead", "quartiles", "of it commits", "aim"):
         first = heading == "watched by"
-        table.add_column(heading, justify="left" if first else "right", no_wrap=not first)
+        table.add_column(heading, justify="left" if first else "right", min_width=22 if first else None)
     for row in rows:
         low, high = row["quartiles"]
         aim = "" if row["target"] is None else f"{row['target']:.1%}"
