@@ -49,13 +49,8 @@ class Sums:
             accumulator: which one.
             places: layout number to the parameter's index in that layout.
         """
-        whole: np.ndarray[Any, Any] | None = None
-        for number, index in places.items():
-            part = self._gather(number, index, accumulator, total_dtype(accumulator))
-            whole = part if whole is None else np.add(whole, part, out=whole)
-        if whole is None:
-            raise ValueError("a parameter without a place in any layout")
-        return whole
+        kind = total_dtype(accumulator)
+        return _added(self._gather(number, index, accumulator, kind) for number, index in places.items())
 
     def input_total(self, accumulator: str, places: Mapping[int, int]) -> np.ndarray[Any, Any]:
         """Return the sum over all entries of one module's input moments, flat, float64.
@@ -64,20 +59,18 @@ class Sums:
             accumulator: which one.
             places: layout number to the module's index among that layout's inputs.
         """
-        whole: np.ndarray[Any, Any] | None = None
-        for number, index in places.items():
-            offset, size = self._layouts[number].layout.input_range(index, accumulator)
-            part = np.empty(size, total_dtype(accumulator))
-            with self._lasting(self._commits[number]):
-                self._read(number, 0, accumulator, offset, part)
-            whole = part if whole is None else np.add(whole, part, out=whole)
-        if whole is None:
-            raise ValueError("inputs without a place in any layout")
-        return whole
+        return _added(self._input_part(accumulator, number, index) for number, index in places.items())
 
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""
         return self._gather(layout, index, None, np.float32)
+
+    def _input_part(self, accumulator: str, number: int, index: int) -> np.ndarray[Any, Any]:
+        offset, size = self._layouts[number].layout.input_range(index, accumulator)
+        part = np.empty(size, total_dtype(accumulator))
+        with self._lasting(self._commits[number]):
+            self._read(number, 0, accumulator, offset, part)
+        return part
 
     def _gather(
         self, number: int, index: int, accumulator: str | None, kind: type[np.generic]
@@ -175,3 +168,13 @@ class Sums:
                 f"entries of {self._storage.location} were merged, voided or replaced since it was opened",
                 remedy="open the ledger again",
             ) from error
+
+
+def _added(parts: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Add parts of one shape into the first, one at a time."""
+    whole: np.ndarray[Any, Any] | None = None
+    for part in parts:
+        whole = part if whole is None else np.add(whole, part, out=whole)
+    if whole is None:
+        raise ValueError("nothing recorded: no place in any layout")
+    return whole
