@@ -37,9 +37,15 @@ class Sums:
         self, storage: Storage, commits: Sequence[Commit], layouts: Mapping[int, StoredLayout]
     ) -> None:
         self._storage, self._layouts = storage, layouts
-        self._commits = {
-            number: [commit for commit in commits if commit.entry.layout == number] for number in layouts
+        # Layouts alike are read as one: a resumed run's totals are rounded as those of an unbroken one.
+        self._first = {
+            number: next(first for first in layouts if layouts[first].layout == stored.layout)
+            for number, stored in layouts.items()
         }
+        together: dict[int, list[Commit]] = {first: [] for first in self._first.values()}
+        for commit in commits:
+            together[self._first[commit.entry.layout]].append(commit)
+        self._commits = {number: together[first] for number, first in self._first.items()}
         self._kept = ChunkMemory(_KEPT)
 
     def total(self, accumulator: str, places: Mapping[int, int]) -> np.ndarray[Any, Any]:
@@ -50,7 +56,8 @@ class Sums:
             places: layout number to the parameter's index in that layout.
         """
         kind = total_dtype(accumulator)
-        return _added(self._gather(number, index, accumulator, kind) for number, index in places.items())
+        firsts = self._firsts(places)
+        return _added(self._gather(number, index, accumulator, kind) for number, index in firsts)
 
     def input_total(self, accumulator: str, places: Mapping[int, int]) -> np.ndarray[Any, Any]:
         """Return the sum over all entries of one module's input moments, flat, float64.
@@ -59,11 +66,15 @@ class Sums:
             accumulator: which one.
             places: layout number to the module's index among that layout's inputs.
         """
-        return _added(self._input_part(accumulator, number, index) for number, index in places.items())
+        firsts = self._firsts(places)
+        return _added(self._input_part(accumulator, number, index) for number, index in firsts)
 
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""
         return self._gather(layout, index, None, np.float32)
+
+    def _firsts(self, places: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+        return ((number, index) for number, index in places.items() if self._first[number] == number)
 
     def _input_part(self, accumulator: str, number: int, index: int) -> np.ndarray[Any, Any]:
         offset, size = self._layouts[number].layout.input_range(index, accumulator)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,32 @@ def test_a_parameter_may_join_later_and_opens_with_its_first_layout(
     np.testing.assert_array_equal(ledger["net.0.weight"].opening.ravel(), book.openings[first][0][:15])
     np.testing.assert_array_equal(ledger["late"].opening.ravel(), book.openings[second][0][:4])
     assert ledger["late"].windows == 4
+
+
+def test_a_run_in_several_lives_has_the_totals_of_an_unbroken_one_to_the_last_bit(
+    book_at: Callable[..., Any], pair: Layout, tmp_path: Path
+) -> None:
+    size = pair.size(0)
+    random = np.random.default_rng(5)
+    # Of such different sizes that adding them in another order rounds to another float64.
+    sums = [random.normal(size=size) * 10.0 ** random.integers(-9, 9, size) for _ in range(9)]
+    ledgers = []
+    for lives in (1, 3):
+        one = book_at(tmp_path / f"{lives}-lives")
+        with one.create() as writer:
+            for index, values in enumerate(sums):
+                if index % (len(sums) // lives) == 0:
+                    number = one.add(writer, pair)
+                arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
+                arrays["grad_sum"] = values.astype(np.float32)
+                writer.commit_entry(
+                    writer.end, writer.end + 4, layout=number, windows=2, arrays=arrays, details={}
+                )
+        ledgers.append(Ledger.open(one.path))
+    unbroken, resumed = ledgers
+    assert [entry.layout for entry in resumed.entries] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for name, record in unbroken.items():
+        assert record.grad_sum.tobytes() == resumed[name].grad_sum.tobytes()
 
 
 def test_another_shape_under_the_same_name_is_refused_when_written(
