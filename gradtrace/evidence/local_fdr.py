@@ -4,14 +4,16 @@ P-values go wrong together: a test that is a little too eager is so for all of a
 thousands of them the null can be seen in the data (Efron 2004, JASA 99:96; Strimmer 2008, BMC Bioinformatics
 9:303, whose way this is, but for the cut):
 
-1. z = |Phi^-1(p / 2)|; the null is half-normal of scale s. s is fitted by maximum likelihood to the z below
-   their 75% quantile c, as values of a half-normal cut off there (central matching): with a = c / s,
-   mean(z^2) / s^2 = 1 - 2 a phi(a) / (2 Phi(a) - 1). It is never taken below 1: seen too narrow, the null is
-   left as the theory has it.
+1. z = |Phi^-1(p / 2)|, counted in cells of width 1/256: nothing below looks at single tests, so a family of
+   any size, and one that comes in parts, needs no more than the counts. The null is half-normal of scale s. s
+   is fitted by maximum likelihood to the z below their 75% quantile c, as values of a half-normal cut off
+   there (central matching): with a = c / s, mean(z^2) / s^2 = 1 - 2 a phi(a) / (2 Phi(a) - 1). It is never
+   taken below 1: seen too narrow, the null is left as the theory has it.
 2. pi_0 = share of z below c, over 2 Phi(c / s) - 1, at most 1.
 3. p' = 2 Phi(-z / s), and f is their density, decreasing: the slope of the least concave majorant of their
-   distribution function (Grenander 1956).
-4. lfdr = pi_0 / f(p'), at most 1.
+   distribution function (Grenander 1956), with every test at the end of its cell nearer to p' = 1: that makes
+   lfdr larger rather than smaller.
+4. lfdr = pi_0 / f(p'), at most 1, one for each cell.
 
 P-values of exactly 1 are no tests (nothing was recorded) and stay out: their lfdr is 1. With fewer than
 1,000 others s = 1 and pi_0 = 1. It needs most of the layer, three quarters, to be null or nearly so; where
@@ -27,15 +29,27 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, isotonic_regression
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
-__all__ = ["EmpiricalNull", "local_discoveries", "local_fdr"]
+__all__ = [
+    "CELLS",
+    "EmpiricalNull",
+    "cells_of",
+    "local_discoveries",
+    "local_fdr",
+    "rates_of_cells",
+    "smallest_confirmed",
+]
 
 Array: TypeAlias = NDArray[np.float64]
+Counts: TypeAlias = NDArray[np.int64]
 
 ENOUGH = 1000
 CENTRAL = 0.75
 _LEAST = float(np.finfo(np.float64).tiny)
+_FINE = 256  # cells for one unit of z
+CELLS = 2 + math.ceil(-float(ndtri(_LEAST / 2)) * _FINE)
+_BLOCK = 2**16  # tests at a time: what is made of them on the way stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -46,60 +60,84 @@ class EmpiricalNull:
     share: float
 
     @classmethod
-    def of(cls, z: Array) -> EmpiricalNull:
-        """Fit it to |z| of a family of tests, flat."""
-        if z.size < ENOUGH:
+    def of(cls, counts: Counts) -> EmpiricalNull:
+        """Fit it to how many tests have z in [k / 256, (k + 1) / 256), k = 0, 1, ..."""
+        size = int(counts.sum())
+        if size < ENOUGH:
             return cls(1.0, 1.0)
-        cut = float(np.quantile(z, CENTRAL))
-        central = z[z <= cut]
-        square = float(np.mean(central**2))
+        reached = np.cumsum(counts)
+        central = int(np.searchsorted(reached, CENTRAL * size)) + 1
+        cut, inside = central / _FINE, int(reached[central - 1])
+        # Within a cell z is taken for uniform: hence the 1/12.
+        middles = (np.arange(central) + 0.5) ** 2 + 1 / 12
+        square = float(middles @ counts[:central]) / inside / _FINE**2
         # A half-normal far wider than the cut is flat up to it: its mean square is a third of the cut's.
-        if cut == 0 or 3 * square >= cut**2:
+        if central == 1 or 3 * square >= cut**2:
             return cls(1.0, 1.0)
 
         def excess(scale: float) -> float:
             a = cut / scale
-            return float(scale**2 * (1 - 2 * a * norm.pdf(a) / (2 * norm.cdf(a) - 1)) - square)
+            density = math.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)
+            return float(scale**2 * (1 - 2 * a * density / (2 * ndtr(a) - 1)) - square)
 
         widest = 100 * cut
         scale = widest if excess(widest) <= 0 else float(brentq(excess, math.sqrt(square) / 2, widest))
         scale = max(scale, 1.0)
-        share = central.size / z.size / float(2 * norm.cdf(cut / scale) - 1)
+        share = inside / size / float(2 * ndtr(cut / scale) - 1)
         return cls(scale, min(share, 1.0))
+
+
+def cells_of(pvalues: Array) -> NDArray[np.uint16]:
+    """The cell of each test, of the p-values' shape: 0 for p = 1, 1 + k for z in [k / 256, (k + 1) / 256)."""
+    cells = np.empty(pvalues.size, np.uint16)
+    flat = pvalues.reshape(-1)
+    for first in range(0, flat.size, _BLOCK):
+        some = flat[first : first + _BLOCK]
+        z = -ndtri(np.maximum(some, _LEAST) / 2)
+        cells[first : first + _BLOCK] = np.where(some < 1, 1 + z * _FINE, 0)
+    return cells.reshape(pvalues.shape)
+
+
+def rates_of_cells(counts: Counts) -> Array:
+    """The local false discovery rate in each of the `CELLS`, from the tests in each."""
+    rates = np.ones(CELLS)
+    occupied = np.flatnonzero(counts[1:])
+    if not occupied.size:
+        return rates
+    last = int(occupied[-1]) + 1
+    tested = counts[1 : last + 1]
+    null = EmpiricalNull.of(tested)
+    # From the smallest p' on: what lies between 0 and the last cell's lower end belongs to that cell.
+    ends = 2 * ndtr(-np.arange(last) / _FINE / null.scale)[::-1]
+    gaps = np.maximum(np.diff(ends, prepend=0.0), _LEAST)
+    slopes = tested[::-1] / tested.sum() / gaps
+    density = isotonic_regression(slopes, weights=gaps, increasing=False).x[::-1]
+    rates[1 : last + 1] = np.minimum(null.share / np.maximum(density, _LEAST), 1.0)
+    rates[last + 1 :] = rates[last]
+    return rates
+
+
+def smallest_confirmed(counts: Counts, fdr: float) -> int:
+    """The cell from which on tests are confirmed, as many as keep their mean lfdr at most `fdr`.
+
+    That mean estimates the false discovery rate (Sun and Cai 2007, JASA 102:901). `CELLS` where none are.
+    """
+    rates = rates_of_cells(counts)[::-1]
+    reached = np.cumsum(counts[::-1])
+    mean = np.cumsum(rates * counts[::-1]) / np.maximum(reached, 1)
+    # The last of several equal ones decides for all of them: none is better than another.
+    last = np.searchsorted(rates, rates, side="right") - 1
+    kept = np.flatnonzero(mean[last] <= fdr)
+    return CELLS - 1 - int(kept[-1]) if kept.size else CELLS
 
 
 def local_fdr(pvalues: Array) -> Array:
     """The local false discovery rate of each test of one family, of the p-values' shape."""
-    rates = np.ones(pvalues.size)
-    tested = pvalues.ravel() < 1
-    if not tested.any():
-        return rates.reshape(pvalues.shape)
-    z = norm.isf(np.maximum(pvalues.ravel()[tested], _LEAST) / 2)
-    null = EmpiricalNull.of(z)
-    rates[tested] = np.minimum(null.share / _density(2 * norm.sf(z / null.scale)), 1.0)
-    return rates.reshape(pvalues.shape)
+    cells = cells_of(pvalues)
+    return np.asarray(rates_of_cells(np.bincount(cells.ravel(), minlength=CELLS))[cells])
 
 
 def local_discoveries(pvalues: Array, fdr: float) -> NDArray[np.bool_]:
-    """True for the tests of least local fdr, as many as keep its mean among them at most `fdr`.
-
-    That mean estimates the false discovery rate (Sun and Cai 2007, JASA 102:901).
-    """
-    rates = local_fdr(pvalues).ravel()
-    order = np.argsort(rates, kind="stable")
-    mean = np.cumsum(rates[order]) / np.arange(1, rates.size + 1)
-    # The last of several equal ones decides for all of them: none is better than another.
-    last = np.searchsorted(rates[order], rates[order], side="right") - 1
-    kept = np.zeros(rates.size, np.bool_)
-    kept[order] = mean[last] <= fdr
-    return kept.reshape(pvalues.shape)
-
-
-def _density(pvalues: Array) -> Array:
-    knots, place, counts = np.unique(pvalues, return_inverse=True, return_counts=True)
-    # The piece up to 1 holds no p-value, but the majorant ends there.
-    gaps = np.diff(knots, prepend=0.0, append=1.0)
-    gaps = np.maximum(gaps, _LEAST)
-    slopes = np.append(counts / pvalues.size, 0.0) / gaps
-    fitted = isotonic_regression(slopes, weights=gaps, increasing=False).x
-    return np.asarray(np.maximum(fitted[place], _LEAST))
+    """True for the tests of least local fdr, as many as keep its mean among them at most `fdr`."""
+    cells = cells_of(pvalues)
+    return np.asarray(cells >= smallest_confirmed(np.bincount(cells.ravel(), minlength=CELLS), fdr))

@@ -19,6 +19,7 @@ from gradtrace.evidence.given_scores import (
 from gradtrace.evidence.granularity import GRANULARITIES, Blocks
 from gradtrace.evidence.mask import Mask
 from gradtrace.evidence.multiplicity import discoveries
+from gradtrace.evidence.selection import best_elements
 
 __all__ = ["select"]
 
@@ -115,9 +116,11 @@ def _best_of_rows(array: Array, density: float) -> Bools:
 
 def _best(means: Array, sizes: NDArray[np.int64], density: float) -> Bools:
     """True for the units kept, best first, until their elements come nearest to round(density * all)."""
-    target = round(density * int(sizes.sum()))
-    # Counts tie by the thousand, and the order of their indices is no neutral judge: it would keep the first
-    # rows of a layer and drop the last.
+    total = int(sizes.sum())
+    target = round(density * total)
+    if total == len(sizes):
+        return best_elements(means, target)
+    # Ties as in `best_elements`.
     shuffled = np.random.default_rng(0).permutation(len(means))
     order = shuffled[np.argsort(-means[shuffled], kind="stable")]
     reached = np.cumsum(sizes[order])

@@ -69,22 +69,26 @@ def test_an_eager_test_misleads_bh_and_not_the_empirical_null() -> None:
     assert np.mean(power) > 0.3
 
 
+def counted(z: Any) -> Any:
+    return np.bincount((z * 256).astype(np.int64))
+
+
 @pytest.mark.parametrize("eager", [1.0, 1.5, 2.5])
 def test_the_nulls_scale_and_share_are_recovered(eager: float) -> None:
     generator = np.random.default_rng(0)
     z = np.abs(np.concatenate([generator.normal(0, eager, 18_000), generator.normal(6 * eager, 1, 2_000)]))
-    null = EmpiricalNull.of(z)
+    null = EmpiricalNull.of(counted(z))
     assert null.scale == pytest.approx(eager, rel=0.1)
     assert null.share == pytest.approx(0.9, abs=0.05)
 
 
 def test_a_narrow_null_is_left_as_the_theory_has_it() -> None:
-    assert EmpiricalNull.of(np.abs(np.random.default_rng(0).normal(0, 0.5, 20_000))).scale == 1
+    assert EmpiricalNull.of(counted(np.abs(np.random.default_rng(0).normal(0, 0.5, 20_000)))).scale == 1
 
 
 @pytest.mark.parametrize("z", [np.zeros(5000), np.full(5000, 2.0), np.linspace(0, 9, 5000), np.ones(3)])
 def test_z_values_that_no_half_normal_fits_are_left_to_the_theory_or_wider(z: Any) -> None:
-    null = EmpiricalNull.of(z)
+    null = EmpiricalNull.of(counted(z))
     assert null.scale >= 1
     assert 0 < null.share <= 1
 
@@ -126,6 +130,16 @@ def test_ebh_is_its_definition_and_needs_no_independence(q: float) -> None:
         assert not kept.any() or evalues[kept].min() >= evalues[~kept].max()
         false.append(false_share(kept, learned))
     assert np.mean(false) <= q
+
+
+@pytest.mark.parametrize("method", ["bh", "by"])
+@pytest.mark.parametrize("fdr", [1e-3, 0.1, 0.6, 1.0])
+@pytest.mark.parametrize("power", [1, 3, 12])
+def test_discoveries_are_scipys(method: Any, fdr: float, power: int) -> None:
+    pvalues = np.random.default_rng(power).random((40, 55)) ** power
+    pvalues[:7] = pvalues[7:14]  # ties
+    expected = stats.false_discovery_control(pvalues.ravel(), method=method) <= fdr
+    np.testing.assert_array_equal(discoveries(pvalues, fdr, method).ravel(), expected)
 
 
 def test_by_is_bh_at_a_rate_divided_by_the_harmonic_sum() -> None:
