@@ -1,14 +1,21 @@
 """What recording costs a training step, beside what a user would pick instead, in one interleaved run.
 
 A byte-level transformer (d=256, 4 layers, 2,048 tokens a step, AdamW) is trained once for each watcher, all
-from the same weights on the same batches. They take turns: in every round each trains a block of 32 steps,
-one after the other, in an order that changes from round to round. The whole step is timed from outside, so
-what background threads take from the cores counts; each block holds one window of the recorder, end to end.
-Figures are medians over the rounds of a block's time divided by that of the training without a recorder in
-the same round. Of a watcher that multiplies the time of a step, one step a round is enough.
+from the same weights on the same batches. They take turns step by step, in an order that changes from step
+to step, so that a machine that grows slower or faster does so for all. Everything is timed from outside, and
+what a step leaves to background threads is waited for within it: the recorder's is counted as if nothing ran
+beside it. What the peers leave to processes of their own is let pass, and not counted.
 
-Committing an entry, once in 512 steps, is timed apart: from the end of a window until it is durable, with
-nothing beside it, and its part of a step is added to the figure.
+Two figures come out. Whole steps: the mean time of a step divided by that of the same steps without a
+recorder, with a bootstrapped 95 % interval; where single steps differ by a tenth, it takes thousands of them
+to tell one per cent. In calls: what is spent in the recorder's calls, and in waiting for its threads, divided
+by the rest of the same 32 steps, which hold one window from end to end; the median over such blocks, which is
+sharp, for both were timed within the same seconds. To it are added, each measured apart in the same run, the
+extra time of a step that is watched below the step, by the share of steps that are, and the processor time of
+committing an entry, once in 512 steps: the training goes on while a commit waits for the disk. What recording
+does to a step outside of its calls, by what it drives out of the caches, is in the whole steps alone.
+
+The peers take part in the first steps alone, and one that multiplies the time of a step in a few.
 """
 
 from __future__ import annotations
@@ -19,13 +26,15 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -38,10 +47,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 from byte_model import CONTEXT, ByteModel, batches, loss_of  # noqa: E402
 
-BLOCK = 32  # steps of one watcher in one round: one window of the recorder
+BLOCK = 32  # one window of the recorder
 LEAD = 48  # steps before the first block: the window ends in its middle, and first uses are over
 WIDTH, ROWS = 256, 2048 // CONTEXT
 COMMITS = 5
+PAIRS = 8  # watched steps, each beside one that is not
+RESAMPLES = 2000
 
 
 class Training:
@@ -49,73 +60,125 @@ class Training:
 
     def __init__(self, kind: Kind, steps: int, folder: Path) -> None:
         torch.manual_seed(0)
-        self.lead, self.turn = (1, 1) if kind.slow else (LEAD, BLOCK)
+        self.lead, self.block = (1, 1) if kind.slow else (LEAD, BLOCK)
+        self.steps = min(steps, kind.most or steps)
+        self.rest = kind.rest
         self.model = ByteModel(WIDTH)
         self.optimizer = AdamW(self.model.parameters(), lr=3e-4)
-        self.data = batches(0, steps, ROWS)
+        self.data = batches(0, LEAD + steps + 2 * PAIRS + COMMITS, ROWS)
         folder.mkdir()
         self.watch: Watch = kind.watch(self.model, self.optimizer, folder)
 
-    def step(self) -> float:
-        """Train one step; return its time in seconds."""
+    def step(self) -> tuple[float, float]:
+        """Train one step; return its time in seconds, and how much of it was spent in the watch's calls."""
         batch = next(self.data)
         began = time.perf_counter()
         self.optimizer.zero_grad()
         loss = loss_of(self.model, batch)
         with self.watch.backward():
             loss.backward()  # type: ignore[no-untyped-call]
+        called = time.perf_counter()
         self.watch.observe()
+        done = time.perf_counter()
         self.optimizer.step()
-        return time.perf_counter() - began
+        stepped = time.perf_counter()
+        self.watch.settle()
+        ended = time.perf_counter()
+        time.sleep(self.rest)
+        return ended - began, (done - called) + (ended - stepped)
 
-    def block(self, steps: int) -> float:
-        """Train a block; return the time of a step in it, in seconds."""
-        return sum(self.step() for _ in range(steps)) / steps
+    def watched_extra(self) -> list[float]:
+        """Seconds by which a step that is watched below the step is longer than the one before it."""
+        extra = []
+        for _ in range(PAIRS if self.watch.watching else 0):
+            plain, _ = self.step()
+            assert self.watch.watching is not None
+            with self.watch.watching():
+                watched, _ = self.step()
+            extra.append(watched - plain)
+        return extra
 
     def commits(self) -> list[float]:
-        """Seconds from the end of a window until its entry is durable, a few times."""
+        """Processor seconds from the end of a window until its entry is durable, a few times."""
         times = []
         for _ in range(COMMITS if self.watch.commit else 0):
             self.step()
-            began = time.perf_counter()
+            began = time.process_time()
             assert self.watch.commit is not None
             self.watch.commit()
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         return times
 
 
-def measure(trainings: dict[str, Training], rounds: int) -> Iterator[tuple[str, str, float]]:
-    """Yield (what, watcher, seconds of a step or a commit) as it is measured; leads are yielded too."""
+@dataclass
+class Times:
+    """Seconds measured of one training."""
+
+    steps: list[float] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
+    extra: list[float] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
+
+
+def measure(trainings: dict[str, Training], steps: int, times: dict[str, Times]) -> Iterator[str]:
+    """Fill `times`; yield a word on each step that is over."""
     for name, training in trainings.items():
-        yield "lead", name, training.block(training.lead)
-    names = list(trainings)
-    for turn in range(rounds):
+        for _ in range(training.lead):
+            training.step()
+            yield f"lead: {name}"
+    for step in range(steps):
+        names = [name for name, training in trainings.items() if step < training.steps]
         for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
-            yield "block", name, trainings[name].block(trainings[name].turn)
+            name = names[(place + step) % len(names)]
+            whole, calls = trainings[name].step()
+            times[name].steps.append(whole)
+            times[name].calls.append(calls)
+            yield f"step {step + 1}: {name}"
     for name, training in trainings.items():
-        for seconds in training.commits():
-            yield "commit", name, seconds
+        times[name].extra = training.watched_extra()
+        times[name].commits = training.commits()
+        yield f"commits: {name}"
 
 
-def rows_of(
-    trainings: dict[str, Training], blocks: dict[str, list[float]], commits: dict[str, list[float]]
-) -> list[dict[str, Any]]:
+def in_calls(own: Times, share: float, entry_steps: int) -> float:
+    """The part of a step that is spent on recording, by what was timed in the same seconds."""
+    blocks = [slice(begin, begin + BLOCK) for begin in range(0, len(own.steps) - BLOCK + 1, BLOCK)]
+    rest = [sum(own.steps[part]) - sum(own.calls[part]) for part in blocks]
+    calls = median(sum(own.calls[part]) / left for part, left in zip(blocks, rest, strict=True))
+    bare = median(rest) / BLOCK
+    watched = share * median(own.extra) / bare if own.extra else 0.0
+    return calls + watched + median(own.commits) / entry_steps / bare
+
+
+def whole_steps(own: Sequence[float], none: Sequence[float]) -> tuple[float, list[float]]:
+    """How much longer steps took than the same ones with no recorder, and its 95 % interval."""
+    own_, none_ = np.asarray(own), np.asarray(none)[: len(own)]
+    drawn = np.random.default_rng(0).integers(0, len(own_), (RESAMPLES, len(own_)))
+    resampled = own_[drawn].mean(1) / none_[drawn].mean(1) - 1
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return float(own_.mean() / none_.mean() - 1), [float(low), float(high)]
+
+
+def rows_of(trainings: dict[str, Training], times: dict[str, Times]) -> list[dict[str, Any]]:
     """One row a watcher: what it costs of a step of the training without one."""
-    bare = median(blocks["none"])
     rows = []
     for name, training in trainings.items():
-        ratios = [own / none for own, none in zip(blocks[name], blocks["none"], strict=True)]
-        low, high = (ratios * 2)[0:2] if len(ratios) < 2 else quantiles(ratios, n=4)[::2]
-        commit = median(commits[name]) / (training.watch.entry_steps * bare) if commits[name] else 0.0
+        own, watch = times[name], training.watch
+        commits = median(own.commits) / watch.entry_steps if own.commits else 0.0
+        share = watch.watched_share()
+        whole, interval = whole_steps(own.steps, times["none"].steps)
         rows.append(
             {
                 "watcher": name,
                 "label": WATCHERS[name].label,
-                "step_seconds": median(blocks[name]),
-                "overhead": median(ratios) - 1 + commit,
-                "quartiles": [low - 1 + commit, high - 1 + commit],
-                "of_it_commits": commit,
+                "steps": len(own.steps),
+                "step_seconds": fmean(own.steps),
+                "in_calls": in_calls(own, share, watch.entry_steps) if own.commits else None,
+                "whole_steps": whole,
+                "interval": interval,
+                "watched_share": share,
+                "watched_extra_seconds": median(own.extra) if own.extra else None,
+                "commit_seconds_a_step": commits,
                 "target": WATCHERS[name].target,
             }
         )
@@ -124,19 +187,19 @@ def rows_of(
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="cost of a step, as a share of the same step with no recorder")
-    for heading in ("watched by", "ms a step", "overhead", "quartiles", "of it commits", "aim"):
+    for heading in ("watched by", "ms a step", "in calls", "whole steps", "95 %", "aim"):
         first = heading == "watched by"
         table.add_column(heading, justify="left" if first else "right", min_width=22 if first else None)
     for row in rows:
-        low, high = row["quartiles"]
-        aim = "" if row["target"] is None else f"{row['target']:.1%}"
+        low, high = row["interval"]
+        none, calls, aim = row["watcher"] == "none", row["in_calls"], row["target"]
         table.add_row(
             row["label"],
             f"{row['step_seconds'] * 1e3:.1f}",
-            "" if row["watcher"] == "none" else f"{row['overhead']:+.2%}",
-            "" if row["watcher"] == "none" else f"{low:+.2%} .. {high:+.2%}",
-            f"{row['of_it_commits']:.2%}" if row["of_it_commits"] else "",
-            aim + (" (missed)" if row["target"] is not None and row["overhead"] > row["target"] else ""),
+            "" if calls is None else f"{calls:.2%}",
+            "" if none else f"{row['whole_steps']:+.1%}",
+            "" if none else f"{low:+.1%} .. {high:+.1%}",
+            "" if aim is None else f"{aim:.1%}" + (" (missed)" if calls is None or calls > aim else ""),
         )
     return table
 
@@ -161,7 +224,7 @@ def main(
 ) -> None:
     """Time a transformer's training step under every watcher, taking turns, and print what each costs.
 
-    Run it on a machine that does nothing else; the quartiles tell how quiet it was. A watcher whose package
+    Run it on a machine that does nothing else; the interval tells how quiet it was. A watcher whose package
     is not installed is left out; `make bench` installs them all.
 
     A first look takes a minute or two:
@@ -181,31 +244,23 @@ def main(
             console.print(f"Left out, {lacking[0]} is not installed: {WATCHERS[name].label}", highlight=False)
         else:
             chosen[name] = WATCHERS[name]
-    rounds = steps // BLOCK
-    blocks: dict[str, list[float]] = {name: [] for name in chosen}
-    commits: dict[str, list[float]] = {name: [] for name in chosen}
+    steps = steps // BLOCK * BLOCK
+    times = {name: Times() for name in chosen}
     with (
         TemporaryDirectory(prefix="overhead-") as folder,
         Progress(console=console, transient=True) as progress,
     ):
         task = progress.add_task("preparing", total=None)
-        trainings = {
-            name: Training(kind, LEAD + BLOCK * rounds + COMMITS, Path(folder) / name)
-            for name, kind in chosen.items()
-        }
-        progress.update(task, total=sum(one.lead + one.turn * rounds for one in trainings.values()))
-        for what, name, seconds in measure(trainings, rounds):
-            training = trainings[name]
-            advance = {"lead": training.lead, "block": training.turn, "commit": 0}[what]
-            progress.update(task, advance=advance, description=f"{what}: {name}")
-            if what != "lead":
-                (blocks if what == "block" else commits)[name].append(seconds)
+        trainings = {name: Training(kind, steps, Path(folder) / name) for name, kind in chosen.items()}
+        progress.update(task, total=sum(one.lead + one.steps + 1 for one in trainings.values()))
+        for word in measure(trainings, steps, times):
+            progress.update(task, advance=1, description=word)
+        rows = rows_of(trainings, times)
         for training in trainings.values():
             training.watch.close()
-        rows = rows_of(trainings, blocks, commits)
     console.print(table_of(rows))
     figures = {
-        "settings": {"block": BLOCK, "rounds": rounds, "width": WIDTH, "rows": ROWS, "context": CONTEXT},
+        "settings": {"block": BLOCK, "steps": steps, "width": WIDTH, "rows": ROWS, "context": CONTEXT},
         "parameters": sum(p.numel() for p in trainings["none"].model.parameters()),
         "machine": {
             "device": "cpu",
@@ -220,8 +275,10 @@ def main(
             for name in ("gradtrace", "torch", "numpy", "zarr", "wandb", "lightning", "backpack-for-pytorch")
         },
         "rows": rows,
-        "seconds_of_a_step_by_round": blocks,
-        "commit_seconds": commits,
+        "seconds": {
+            name: {what: [round(one, 6) for one in found] for what, found in asdict(own).items()}
+            for name, own in times.items()
+        },
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -26,6 +26,9 @@ class Watch:
     Attributes:
         backward: what to be in during the backward pass.
         observe: called between the backward pass and the optimizer's step.
+        settle: called after it; waits until nothing of this step goes on in the background.
+        watching: what to be in for a step that is watched below the step, where there are such.
+        watched_share: which share of the steps is.
         commit: what makes an entry durable, where there are entries.
         entry_steps: how many steps one entry holds.
         close: called at the end.
@@ -33,6 +36,9 @@ class Watch:
 
     backward: Callable[[], AbstractContextManager[object]] = nullcontext
     observe: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = lambda: None
+    watching: Callable[[], AbstractContextManager[object]] | None = None
+    watched_share: Callable[[], float] = lambda: 0.0
     commit: Callable[[], object] | None = None
     entry_steps: int = 1
     close: Callable[[], None] = lambda: None
@@ -45,6 +51,23 @@ def nothing(model: nn.Module, optimizer: Optimizer, folder: Path) -> Watch:
     return Watch()
 
 
+def settle(live: Recorder) -> None:
+    """Wait for the windows, watched steps and entries that the recorder has handed on."""
+    if live._stream is not None:
+        live._stream.drain(merged=True)
+
+
+@contextmanager
+def watching(live: Recorder) -> Iterator[None]:
+    """Have the step within watched, whatever was drawn."""
+    assert live._below is not None
+    every, live._below.every = live._below.every, 1
+    live._below.begin(live.step)
+    yield
+    live._below.every = every
+    live._below.close()
+
+
 def recorder(**settings: Any) -> Watcher:
     """The recorder as a user would make it."""
 
@@ -52,6 +75,9 @@ def recorder(**settings: Any) -> Watcher:
         live = Recorder(model, folder / "run.ledger.zarr", **settings)
         return Watch(
             observe=lambda: live.observe(optimizer),
+            settle=lambda: settle(live),
+            watching=None if live._below is None else lambda: watching(live),
+            watched_share=lambda: 0.0 if live._below is None else 1 / live._below.every,
             commit=live.commit,
             entry_steps=live._entry_steps,
             close=live.close,
@@ -68,7 +94,13 @@ def plain_recorder(model: nn.Module, optimizer: Optimizer, folder: Path) -> Watc
         with patch.object(recorder_module, "accumulate_", accumulate_reference_):
             live.observe(optimizer)
 
-    return Watch(observe=observe, commit=live.commit, entry_steps=live._entry_steps, close=live.close)
+    return Watch(
+        observe=observe,
+        settle=lambda: settle(live),
+        commit=live.commit,
+        entry_steps=live._entry_steps,
+        close=live.close,
+    )
 
 
 def wandb_watch(model: nn.Module, optimizer: Optimizer, folder: Path) -> Watch:
@@ -117,14 +149,19 @@ def backpack_sums(model: nn.Module, optimizer: Optimizer, folder: Path) -> Watch
 class Kind:
     """A watcher with the words for it, what it needs installed, and the share of a step it may cost.
 
-    One that is `slow` multiplies the time of a step: a single step a turn tells as much as a block.
+    Attributes:
+        most: steps to take part in, 0 for all.
+        slow: it multiplies the time of a step: a single step tells as much as a block.
+        rest: seconds to let pass after each step, uncounted, for what another process does about it.
     """
 
     label: str
     watch: Watcher
     needs: tuple[str, ...] = ()
     target: float | None = None
+    most: int = 0
     slow: bool = False
+    rest: float = 0.0
 
 
 EVERYTHING = ("positions", "samples", "inputs", "gram")
@@ -136,7 +173,11 @@ WATCHERS = {
     "budget": Kind(
         "gradtrace, everything, overhead=0.01", recorder(overhead=0.01, below=EVERYTHING), target=0.013
     ),
-    "wandb": Kind('wandb.watch(log="gradients", log_freq=1), offline', wandb_watch, ("wandb",)),
-    "norms": Kind("lightning grad_norm, every step, CSVLogger", grad_norms, ("lightning",)),
-    "backpack": Kind("BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",), slow=True),
+    "wandb": Kind(
+        'wandb.watch(log="gradients", log_freq=1), offline', wandb_watch, ("wandb",), most=64, rest=0.1
+    ),
+    "norms": Kind("lightning grad_norm, every step, CSVLogger", grad_norms, ("lightning",), most=64),
+    "backpack": Kind(
+        "BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",), most=3, slow=True
+    ),
 }

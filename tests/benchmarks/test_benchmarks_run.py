@@ -13,18 +13,18 @@ import pytest
 def test_overhead_times_watchers_in_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"BLOCK": 2, "LEAD": 2, "WIDTH": 16, "ROWS": 1, "COMMITS": 1}.items():
+    for name, value in {"BLOCK": 2, "LEAD": 2, "WIDTH": 16, "ROWS": 1, "COMMITS": 1, "PAIRS": 1}.items():
         monkeypatch.setattr(overhead, name, value)
-    overhead.main(steps=4, only="default,plain", threads=0, out=tmp_path / "results" / "overhead.json")
-    figures = json.loads((tmp_path / "results" / "overhead.json").read_text())
-    assert [row["watcher"] for row in figures["rows"]] == ["none", "default", "plain"]
-    assert all(row["step_seconds"] > 0 for row in figures["rows"])
-    assert {name: len(times) for name, times in figures["seconds_of_a_step_by_round"].items()} == {
-        "none": 2,
-        "default": 2,
-        "plain": 2,
-    }
-    assert len(figures["commit_seconds"]["default"]) == 1
+    out = tmp_path / "results" / "overhead.json"
+    overhead.main(steps=4, only="default,plain,budget", threads=0, out=out)
+    figures = json.loads(out.read_text())
+    rows = {row["watcher"]: row for row in figures["rows"]}
+    assert list(rows) == ["none", "default", "plain", "budget"]
+    assert all(len(times["steps"]) == len(times["calls"]) == 4 for times in figures["seconds"].values())
+    assert rows["none"]["in_calls"] is None
+    assert all(rows[name]["in_calls"] > 0 for name in ("default", "plain"))
+    assert [len(figures["seconds"][name]["commits"]) for name in rows] == [0, 1, 1, 1]
+    assert [len(figures["seconds"][name]["extra"]) for name in rows] == [0, 0, 0, 1]
     assert "cost of a step" in capsys.readouterr().out
 
 
