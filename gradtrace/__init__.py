@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradtrace.evidence.mask import Mask
     from gradtrace.evidence.score import Scores, score
     from gradtrace.evidence.select import select
+    from gradtrace.evidence.undertrained import undertrained
     from gradtrace.ledger.reader import Ledger
     from gradtrace.recorder.recorder import Recorder
     from gradtrace.structure.plan import Plan
@@ -47,6 +48,7 @@ __all__ = [
     "save",
     "score",
     "select",
+    "undertrained",
     "verify",
 ]
 
@@ -67,6 +69,7 @@ _HOME = {
     "save": "convert.saving",
     "score": "evidence.score",
     "select": "evidence.select",
+    "undertrained": "evidence.undertrained",
     "verify": "convert.verify",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `gradtrace info | growth | compare | explain | plan | convert | criteria | merge`.
+"""The command line: `gradtrace info | growth | undertrained | compare | explain | plan | convert | ...`.
 
 Only typer is imported up here: `gradtrace --help` answers at once, and each command loads what it needs.
 """
@@ -18,6 +18,7 @@ from gradtrace.commands.growth import growth
 from gradtrace.commands.info import info
 from gradtrace.commands.merge import merge
 from gradtrace.commands.plan import plan
+from gradtrace.commands.undertrained import undertrained
 from gradtrace.errors import GradtraceError
 
 __all__ = ["app", "main"]
@@ -45,7 +46,7 @@ app = typer.Typer(
     "`gradtrace plan run.ledger.zarr run.ckpt --density 0.3`",
 )
 
-for command in (criteria, info, growth, compare, explain, plan, convert, merge):
+for command in (criteria, info, growth, undertrained, compare, explain, plan, convert, merge):
     app.command()(command)
 
 
