@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from gradtrace.errors import GradtraceError
 
 if TYPE_CHECKING:
+    from gradtrace.comparison.compare import compare
+    from gradtrace.comparison.comparison import Comparison
     from gradtrace.convert.planning import plan
     from gradtrace.convert.routed_linear import RoutedLinear
     from gradtrace.convert.saving import load, save
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "GradtraceError",
     "Ledger",
     "Mask",
@@ -39,6 +42,7 @@ __all__ = [
     "RoutedLinear",
     "Scores",
     "apply_mask_",
+    "compare",
     "confirm",
     "convert_",
     "criteria",
@@ -53,6 +57,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Comparison": "comparison.comparison",
     "Ledger": "ledger.reader",
     "Mask": "evidence.mask",
     "Plan": "structure.plan",
@@ -60,6 +65,7 @@ _HOME = {
     "RoutedLinear": "convert.routed_linear",
     "Scores": "evidence.score",
     "apply_mask_": "convert.surgery",
+    "compare": "comparison.compare",
     "confirm": "evidence.confirm",
     "convert_": "convert.surgery",
     "criteria": "evidence.criterion",

@@ -59,6 +59,7 @@ def test_the_wheel_holds_only_the_package(tmp_path: Path) -> None:
         ("gradtrace.ledger.reader", ["torch", "lightning", "triton"]),
         ("gradtrace.evidence.score", ["torch", "lightning", "triton"]),
         ("gradtrace.structure.planner", ["torch", "lightning", "triton"]),
+        ("gradtrace.comparison.compare", ["torch", "lightning", "triton"]),
         ("gradtrace.recorder.recorder", ["lightning"]),
         ("gradtrace.callbacks", ["lightning", "triton"]),
         ("gradtrace.kernels", ["kernels", "lightning"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,19 @@ class Agreement:
     names: tuple[str, ...]
     jaccard: Matrix
     chance: Matrix
+
+    @classmethod
+    def mean(cls, runs: Sequence[Agreement]) -> Agreement:
+        """Agreement and chance averaged over runs in which the same criteria were asked."""
+        if not runs or any(run.names != runs[0].names for run in runs):
+            raise MismatchError("agreements", expected="at least one run, all of the same names")
+
+        def averaged(matrices: list[Matrix]) -> Matrix:
+            return tuple(tuple(float(x) for x in row) for row in np.mean(matrices, axis=0))
+
+        return cls(
+            runs[0].names, averaged([one.jaccard for one in runs]), averaged([one.chance for one in runs])
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -78,10 +92,13 @@ def agreement(masks: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> Agreement
             )
     kept = {name: {k: int(v.sum()) for k, v in masks[name].items()} for name in names}
 
+    # Where each layer keeps its share, all masks have the same sizes, and chance is one number.
+    chance_of = cache(chance_jaccard)
+
     def measure(left: str, right: str) -> tuple[float, float]:
         both = sum(int(np.sum(masks[left][k] & masks[right][k])) for k in first)
         either = sum(kept[left].values()) + sum(kept[right].values()) - both
-        chance = chance_jaccard([(first[k].size, kept[left][k], kept[right][k]) for k in first])
+        chance = chance_of(tuple((first[k].size, kept[left][k], kept[right][k]) for k in first))
         return (both / either if either else 1.0), chance
 
     pairs = {(a, b): measure(a, b) for i, a in enumerate(names) for b in names[i:]}

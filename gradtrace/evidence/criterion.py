@@ -45,8 +45,10 @@ def criteria(ledger: Ledger | None = None) -> tuple[Criterion, ...]:
     return known if ledger is None else tuple(one for one in known if not one.missing(ledger.accumulators))
 
 
-def criterion(name: str) -> Criterion:
-    """The criterion of that name; UnknownNameError, with the nearest name, when there is none."""
+def criterion(name: str | Criterion) -> Criterion:
+    """The criterion of that name, or the one given; UnknownNameError, with the nearest name, for none."""
+    if isinstance(name, Criterion):
+        return name
     if not isinstance(name, str):
         raise InvalidValueError(
             "by", expected="the name of a criterion", got=repr(name), remedy=f"pass by={DEFAULT!r}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradtrace import __version__
 from gradtrace.errors import InvalidValueError
-from gradtrace.evidence.criterion import DEFAULT, criterion
+from gradtrace.evidence.criterion import DEFAULT, Criterion, criterion
 from gradtrace.evidence.matching import study_of
 from gradtrace.evidence.named_arrays import NamedArrays
 from gradtrace.evidence.same_run import check_same_run
@@ -43,11 +43,12 @@ class Scores(NamedArrays[np.float64]):
         self.provenance: dict[str, Any] = dict(provenance or {})
 
 
-def score(ledger: Ledger | None, weights: object, by: str = DEFAULT, **options: Any) -> Scores:
+def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT, **options: Any) -> Scores:
     """Score every parameter of at least two dimensions; see `criteria()` for the names and their options.
 
     `ledger` may be None for criteria of kind "statistic" and "control"; where one is given, exactly its
-    parameters are scored, whatever the criterion, so that criteria can be compared. `weights` is an nn.Module
+    parameters are scored, whatever the criterion, so that criteria can be compared. `by` may also be a
+    Criterion of your own. `weights` is an nn.Module
     or a mapping from name to tensor or array; all scores are computed now, so later changes to the model do
     not reach them.
 
@@ -115,6 +116,8 @@ def _described(value: Any) -> Any:
         return {str(key): _described(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_described(one) for one in value]
+    if isinstance(value, Criterion):
+        return value.name
     if hasattr(value, "shape"):
         return f"array of shape {tuple(value.shape)}"
     family = getattr(value, "dist", None)

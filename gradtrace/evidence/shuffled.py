@@ -20,7 +20,7 @@ __all__ = ["SHUFFLED", "judge_shuffled"]
 def judge_shuffled(
     study: Study,
     *,
-    of: str | None = None,
+    of: str | Criterion | None = None,
     options: Mapping[str, Any] | None = None,
     granularity: str = "element",
     seed: int = 0,
@@ -35,7 +35,7 @@ def judge_shuffled(
     from gradtrace.evidence.criterion import DEFAULT, criterion
 
     name_of = of if of is not None else "magnitude" if study.records is None else DEFAULT
-    if name_of == SHUFFLED.name:
+    if name_of in (SHUFFLED, SHUFFLED.name):
         raise InvalidValueError("of", expected="another criterion than 'shuffled'", got=repr(of))
     if granularity not in tuple(GRANULARITIES):
         raise InvalidValueError(
