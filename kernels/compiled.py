@@ -25,7 +25,8 @@ __all__ = ["load"]
 
 _log = logging.getLogger(__name__)
 
-# No -ffast-math: NaN and infinity count. No contraction: sums have the bits of the plain-torch reference.
+# No -ffast-math: NaN and infinity count. No contraction, unless a file asks for it: sums have the bits of the
+# plain-torch reference.
 _FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # Processors and compilers that know no -march=native get what the compiler takes for granted.
 _TUNINGS = (("-march=native",), ())
@@ -33,22 +34,23 @@ _PATIENCE = 60.0  # seconds a compiler may take
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, *options: str) -> ctypes.CDLL | None:
     """Compile `source` if need be and load it; None, with the reason in the log, where that is impossible.
 
-    The compiler is $CC, else cc: `CC=false` turns it off.
+    `options` go to the compiler after those that all files are compiled with. The compiler is $CC, else cc:
+    `CC=false` turns it off.
     """
     if sys.platform == "win32":
         return None
     try:
         command = _compiler()
-        name = f"{source.stem}-{_fingerprint(source, command)}.so"
+        name = f"{source.stem}-{_fingerprint(source, options, command)}.so"
         try:
-            return _kept(_cache_folder(), name, source, command)
+            return _kept(_cache_folder(), name, source, options, command)
         except OSError as error:
             _log.info("the folder of compiled kernels is of no use (%s): compiling without it", error)
             with tempfile.TemporaryDirectory(prefix="gradtrace-") as folder:
-                return ctypes.CDLL(str(_compile(source, Path(folder) / name, command)))
+                return ctypes.CDLL(str(_compile(source, Path(folder) / name, options, command)))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         # ctypes and subprocess put whole paths and outputs into their messages: one line will do.
         reason = " ".join(str(error).split())[:500]
@@ -56,7 +58,7 @@ def load(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _kept(folder: Path, name: str, source: Path, command: list[str]) -> ctypes.CDLL:
+def _kept(folder: Path, name: str, source: Path, options: tuple[str, ...], command: list[str]) -> ctypes.CDLL:
     path = folder / name
     if path.exists():
         try:
@@ -64,7 +66,7 @@ def _kept(folder: Path, name: str, source: Path, command: list[str]) -> ctypes.C
         except OSError as error:
             _log.info("compiling %s again, what was kept cannot be loaded: %s", source.name, error)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
-        built = _compile(source, Path(scratch) / name, command)
+        built = _compile(source, Path(scratch) / name, options, command)
         library = ctypes.CDLL(str(built))  # only what can be loaded is kept
         with built.open("rb") as file:
             os.fsync(file.fileno())  # a power cut must not leave a name without its content
@@ -72,11 +74,11 @@ def _kept(folder: Path, name: str, source: Path, command: list[str]) -> ctypes.C
     return library
 
 
-def _compile(source: Path, target: Path, command: list[str]) -> Path:
+def _compile(source: Path, target: Path, options: tuple[str, ...], command: list[str]) -> Path:
     """Raises SubprocessError, with what the compiler said, where it fails."""
     said = ""
     for tuning in _TUNINGS:
-        line = [*command, *_FLAGS, *tuning, str(source), "-o", str(target), "-lm"]
+        line = [*command, *_FLAGS, *options, *tuning, str(source), "-o", str(target), "-lm"]
         done = subprocess.run(
             line, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False
         )
@@ -94,11 +96,11 @@ def _compiler() -> list[str]:
     return [found, *command[1:]]
 
 
-def _fingerprint(source: Path, command: list[str]) -> str:
+def _fingerprint(source: Path, options: tuple[str, ...], command: list[str]) -> str:
     program = os.stat(os.path.realpath(command[0]))
     parts = [
         source.read_bytes(),
-        repr((_FLAGS, _TUNINGS, command, program.st_size, program.st_mtime_ns)).encode(),
+        repr((_FLAGS, options, _TUNINGS, command, program.st_size, program.st_mtime_ns)).encode(),
         repr((platform.system(), platform.machine(), ctypes.sizeof(ctypes.c_void_p))).encode(),
         _processor(),
     ]

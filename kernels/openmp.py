@@ -30,7 +30,7 @@ def run_in_team(function: ctypes._FuncPointer, argument: ctypes.Structure, threa
     if parallel is None:
         function(ctypes.byref(argument))
     else:
-        parallel(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(argument), threads, 0)
+        parallel(function, ctypes.byref(argument), threads, 0)
 
 
 @cache

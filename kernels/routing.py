@@ -11,17 +11,17 @@ time that an output can occur; an output that occurs less often reads z's last c
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradtrace.errors import InvalidValueError, MismatchError
+from gradtrace.kernels.layer_table import LayerTable
 
 __all__ = ["Block", "Routing", "Run", "routing_of"]
 
@@ -62,17 +62,49 @@ class Routing:
     overlapping: bool
     """Whether some output occurs in several sub-operators."""
     weights: int
+    sources: Tensor
+    targets: Tensor
+    """The flat inputs and outputs, int64 on the CPU."""
+    in_features: int
+    out_features: int
     tiles: dict[int, Tensor] = field(default_factory=dict)
     """Tile schedules of the Triton kernel, by tile height."""
 
+    @cached_property
+    def table(self) -> LayerTable:
+        """The plan as the compiled CPU kernel reads it."""
+        columns = self.overlapping
+        return LayerTable.of(
+            [
+                (
+                    block.input_begin,
+                    block.column if columns else block.output_begin,
+                    block.weight_begin,
+                    block.n,
+                    block.k,
+                )
+                for run in self.runs
+                for block in run.blocks
+            ],
+            self.sources,
+            torch.arange(self.width) if columns else self.targets,
+            self.in_features,
+            self.width + self.padded if columns else self.out_features,
+        )
+
 
 class _Kept(NamedTuple):
+    inputs: ReferenceType[Tensor]
     outputs: ReferenceType[Tensor]
-    state: tuple[object, ...]
+    state: tuple[int, ...]
+    input_sizes: list[int]
+    output_sizes: list[int]
     routing: Routing
 
 
-_KEPT: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
+# By id: a weak dictionary of tensors takes longer to ask than a small layer takes to run. An entry goes with
+# its inputs, before their id can be another's.
+_KEPT: dict[int, _Kept] = {}
 
 
 def routing_of(
@@ -92,15 +124,28 @@ def routing_of(
         # Their changes cannot be noticed: they carry no version.
         return _plan(inputs, outputs, input_sizes, output_sizes, in_features, out_features)
     state = (
-        inputs.data_ptr(), inputs._version, outputs.data_ptr(), outputs._version,
-        tuple(input_sizes), tuple(output_sizes), in_features, out_features,
+        inputs.data_ptr(), inputs._version, outputs.data_ptr(), outputs._version, in_features, out_features,
     )  # fmt: skip
-    kept = _KEPT.get(inputs)
-    if kept is not None and kept.outputs() is outputs and kept.state == state:
+    key = id(inputs)
+    kept = _KEPT.get(key)
+    if (
+        kept is not None
+        and kept.inputs() is inputs
+        and kept.outputs() is outputs
+        and kept.state == state
+        and kept.input_sizes == input_sizes
+        and kept.output_sizes == output_sizes
+    ):
         return kept.routing
     routing = _plan(inputs, outputs, input_sizes, output_sizes, in_features, out_features)
-    _KEPT[inputs] = _Kept(ref(outputs), state, routing)
+    _KEPT[key] = _Kept(
+        ref(inputs, lambda _: _forget(key)), ref(outputs), state, [*input_sizes], [*output_sizes], routing
+    )
     return routing
+
+
+def _forget(key: int) -> None:
+    _KEPT.pop(key, None)
 
 
 def _plan(
@@ -142,6 +187,10 @@ def _plan(
         padded=any(bool((merge == column).any()) for merge in merges),
         overlapping=len(merges) > 1,
         weights=w,
+        sources=sources,
+        targets=targets,
+        in_features=in_features,
+        out_features=out_features,
     )
 
 

@@ -47,6 +47,7 @@ def test_the_wheel_holds_only_the_package(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gradtrace"}
     assert "gradtrace/kernels/accumulate.py" in names
     assert "gradtrace/kernels/accumulate_cpu.c" in names
+    assert "gradtrace/kernels/routed_linear_cpu.c" in names
     assert "gradtrace/callbacks/lightning.py" in names
     assert "gradtrace/py.typed" in names
     assert [name for name in names if name.endswith(".jinja")]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradtrace.errors import InvalidValueError, MismatchError
 from gradtrace.kernels.routed_linear import routed_linear
+from gradtrace.kernels.routed_linear_cpu import compiled_products
 from gradtrace.structure.plan import DENSE, LayerPlan
 from gradtrace.structure.sub_operator import SubOperator
 
@@ -61,6 +62,8 @@ class RoutedLinear(nn.Module):
         size = sum(part.size for part in sub_operators)
         self.weight = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        if self.weight.is_cpu:
+            compiled_products()  # here, so that no forward pass waits for a compiler
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, layer_plan: LayerPlan) -> RoutedLinear:

@@ -32,6 +32,7 @@ WAYS = (
     if INTERPRETED
     else [
         pytest.param(Way(kernel.routed_linear, "cpu"), id="cpu"),
+        pytest.param(Way(kernel.routed_linear_reference, "cpu"), id="cpu-reference"),
         pytest.param(Way(kernel.routed_linear, "cuda"), id="gpu", marks=ON_GPU),
     ]
 )

@@ -1,0 +1,423 @@
+/* All sub-operators of a layer in one call, float32: see routed_linear.py for the formula.
+ *
+ * Inputs are never gathered into a matrix of their own. With many tokens x is turned once, token by token beside each
+ * other for every feature, so that the inputs of any sub-operator are rows of it, found by index inside the product; a
+ * vector holds tokens, and weights are read where they lie, row-major, and broadcast. With few tokens a vector holds
+ * weights of one row, read once as they lie, against the gathered inputs of each token.
+ *
+ * Plain C99 with the vector types and __atomic builtins of gcc and clang: one file serves every processor and torch.
+ * Every output is summed by one thread in one order: the same bits for any number of threads.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16, DEEP = 2, TALL = 8 };
+#elif defined(__AVX__)
+enum { LANES = 8, DEEP = 2, TALL = 4 };
+#else
+enum { LANES = 4, DEEP = 2, TALL = 8 };
+#endif
+/* Tokens of a panel, which holds DEEP vectors of every feature; rows of a tile; rows and tokens of a dot block. */
+enum { PANEL = DEEP * LANES, TILE = 64, ROWS = 4, FEW = 8 };
+
+typedef float vector __attribute__((vector_size(LANES * 4)));
+typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef float four __attribute__((vector_size(16)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Picks lanes of two vectors: gcc knew only a form of its own before 12. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
+typedef int32_t four_lanes __attribute__((vector_size(16)));
+typedef int32_t lanes __attribute__((vector_size(LANES * 4)));
+#define SHUFFLE4(a, b, ...) SHUFFLE(four_lanes, a, b, __VA_ARGS__)
+
+/* The structure of one layer. */
+struct layer {
+    const int64_t *blocks;  /* (S, 6) begin of inputs, of outputs, of weight; n; k; 1: consecutive inputs, 2: outputs */
+    const int32_t *tiles;   /* (C, 2) block and first of at most TILE rows */
+    const int64_t *work;    /* (C + 1,) multiplications of the tiles before */
+    const int32_t *inputs;  /* the indices of all blocks, end to end */
+    const int32_t *outputs;
+    const int32_t *dead;    /* outputs in no block */
+    int64_t tiles_count, dead_count, in_features;
+    int64_t longest;        /* of all k */
+};
+
+struct call {
+    const struct layer *layer;
+    const float *x, *weight, *bias; /* bias may be NULL */
+    float *y;
+    int64_t tokens, x_row, y_row; /* strides in elements; features are consecutive */
+    int64_t parts;                /* in how many the tiles are cut */
+    int64_t claimed;
+    int32_t failed;
+};
+
+INLINE vector load(const float *from) { return *(const unaligned *)from; }
+
+INLINE void store(float *to, vector value) { *(unaligned *)to = value; }
+
+/* The first `count` < LANES elements and zeros: what lies behind may be NaN or nobody's. */
+INLINE vector load_some(const float *from, int64_t count) {
+#if defined(__AVX512F__)
+    return (vector)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#else
+    vector value = {0};
+    for (int64_t i = 0; i < count; i++)
+        value[i] = from[i];
+    return value;
+#endif
+}
+
+INLINE void store_some(float *to, vector value, int64_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)value);
+#else
+    for (int64_t i = 0; i < count; i++)
+        to[i] = value[i];
+#endif
+}
+
+/* a0 b0 a1 b1 .. from the lower halves of both, and from the upper. */
+INLINE vector lower(vector a, vector b) {
+#if defined(__AVX512F__)
+    return SHUFFLE(lanes, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX__)
+    return SHUFFLE(lanes, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return SHUFFLE(lanes, a, b, 0, 4, 1, 5);
+#endif
+}
+
+INLINE vector upper(vector a, vector b) {
+#if defined(__AVX512F__)
+    return SHUFFLE(lanes, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX__)
+    return SHUFFLE(lanes, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    return SHUFFLE(lanes, a, b, 2, 6, 3, 7);
+#endif
+}
+
+/* Rows become columns: log2(LANES) perfect shuffles. */
+INLINE void transpose(vector block[LANES]) {
+    vector other[LANES];
+    UNROLL
+    for (int round = 1; round < LANES; round *= 2) {
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
+            other[2 * i] = lower(block[i], block[i + LANES / 2]);
+            other[2 * i + 1] = upper(block[i], block[i + LANES / 2]);
+        }
+        UNROLL
+        for (int i = 0; i < LANES; i++)
+            block[i] = other[i];
+    }
+}
+
+/* panel[feature][token] from x[token][feature]; tokens beyond the last are zeros. */
+static void turn(const struct call *call, int64_t first, int64_t width, float *panel) {
+    const int64_t features = call->layer->in_features, left = call->tokens - first;
+    for (int64_t feature = 0; feature < features; feature += LANES) {
+        const int64_t count = features - feature < LANES ? features - feature : LANES;
+        for (int64_t token = 0; token < width; token += LANES) {
+            vector block[LANES];
+            UNROLL
+            for (int i = 0; i < LANES; i++) {
+                const float *from = call->x + (first + token + i) * call->x_row + feature;
+                block[i] = token + i >= left ? (vector){0} : count == LANES ? load(from) : load_some(from, count);
+            }
+            transpose(block);
+            UNROLL
+            for (int i = 0; i < LANES; i++)
+                if (i < count)
+                    store(panel + (feature + i) * width + token, block[i]);
+        }
+    }
+}
+
+/* Where the results of a tile's rows go. */
+struct target {
+    const int32_t *outputs;
+    int64_t rows;
+    int consecutive;
+};
+
+/* sums[row][token], with the bias, to y[token][output]. */
+static void put(const struct call *call, struct target target, int64_t first, int64_t width, const float *sums) {
+    for (int64_t row = 0; row < target.rows; row += LANES) {
+        const int64_t count = target.rows - row < LANES ? target.rows - row : LANES;
+        const int32_t *outputs = target.outputs + row;
+        vector bias = {0};
+        if (call->bias) {
+            if (target.consecutive)
+                bias = count == LANES ? load(call->bias + *outputs) : load_some(call->bias + *outputs, count);
+            else
+                for (int i = 0; i < count; i++)
+                    bias[i] = call->bias[outputs[i]];
+        }
+        for (int64_t token = 0; token < width && first + token < call->tokens; token += LANES) {
+            const int64_t left = call->tokens - first - token;
+            vector block[LANES];
+            UNROLL
+            for (int i = 0; i < LANES; i++)
+                block[i] = i < count ? load(sums + (row + i) * width + token) : (vector){0};
+            transpose(block);
+            float *to = call->y + (first + token) * call->y_row;
+            if (target.consecutive) {
+                UNROLL
+                for (int i = 0; i < LANES; i++)
+                    if (i < left) {
+                        if (count == LANES)
+                            store(to + i * call->y_row + *outputs, block[i] + bias);
+                        else
+                            store_some(to + i * call->y_row + *outputs, block[i] + bias, count);
+                    }
+            } else
+                for (int i = 0; i < LANES && i < left; i++) {
+                    float line[LANES];
+                    store(line, block[i] + bias);
+                    for (int64_t j = 0; j < count; j++)
+                        to[i * call->y_row + outputs[j]] = line[j];
+                }
+        }
+    }
+}
+
+/* sums[row][token] for `tall` rows and `deep` vectors of tokens: both constants, so that the sums are registers. */
+INLINE void panel_rows(const int tall, const int deep, const float *weight, int64_t k, int64_t last,
+                       const int32_t *inputs, const float *panel, float *sums) {
+    const float *rows[TALL];
+    vector sum[TALL][DEEP];
+    UNROLL
+    for (int r = 0; r < tall; r++) {
+        rows[r] = weight + (r < last ? r : last) * k; /* past the last row: that one again */
+        UNROLL
+        for (int v = 0; v < deep; v++)
+            sum[r][v] = (vector){0};
+    }
+    for (int64_t i = 0; i < k; i++) {
+        const float *x = panel + (int64_t)inputs[i] * (deep * LANES);
+        vector value[DEEP];
+        UNROLL
+        for (int v = 0; v < deep; v++)
+            value[v] = load(x + v * LANES);
+        UNROLL
+        for (int r = 0; r < tall; r++) {
+            const float factor = rows[r][i];
+            UNROLL
+            for (int v = 0; v < deep; v++)
+                sum[r][v] += value[v] * factor;
+        }
+    }
+    UNROLL
+    for (int r = 0; r < tall; r++)
+        if (r <= last) {
+            UNROLL
+            for (int v = 0; v < deep; v++)
+                store(sums + (r * deep + v) * LANES, sum[r][v]);
+        }
+}
+
+INLINE void panel_tiles(const int deep, const struct call *call, int64_t first, int64_t begin, int64_t end,
+                        const float *panel) {
+    const struct layer *layer = call->layer;
+    float sums[TILE * PANEL];
+    for (int64_t tile = begin; tile < end; tile++) {
+        const int64_t *block = layer->blocks + 6 * layer->tiles[2 * tile], row = layer->tiles[2 * tile + 1];
+        const int64_t k = block[4], left = block[3] - row, rows = left < TILE ? left : TILE;
+        const float *weight = call->weight + block[2] + row * k;
+        const int32_t *inputs = layer->inputs + block[0];
+        for (int64_t r = 0; r < rows;) {
+            float *to = sums + r * deep * LANES;
+            if (rows - r > 1) {
+                panel_rows(TALL, deep, weight + r * k, k, rows - r - 1, inputs, panel, to);
+                r += TALL;
+            } else {
+                panel_rows(1, deep, weight + r * k, k, 0, inputs, panel, to);
+                r += 1;
+            }
+        }
+        put(call, (struct target){layer->outputs + block[1] + row, rows, (block[5] & 2) != 0}, first, deep * LANES,
+            sums);
+    }
+}
+
+/* Sums of the lanes of four vectors. */
+INLINE four across(const vector *sum) {
+    four part[4];
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        four pieces[LANES / 4];
+        memcpy(pieces, &sum[r], sizeof(vector));
+#if defined(__AVX512F__) || defined(__AVX__)
+        part[r] = pieces[0] + pieces[1];
+#if defined(__AVX512F__)
+        part[r] += pieces[2] + pieces[3];
+#endif
+#else
+        part[r] = pieces[0];
+#endif
+    }
+    const four ab = SHUFFLE4(part[0], part[1], 0, 4, 1, 5) + SHUFFLE4(part[0], part[1], 2, 6, 3, 7);
+    const four cd = SHUFFLE4(part[2], part[3], 0, 4, 1, 5) + SHUFFLE4(part[2], part[3], 2, 6, 3, 7);
+    return SHUFFLE4(ab, cd, 0, 1, 4, 5) + SHUFFLE4(ab, cd, 2, 3, 6, 7);
+}
+
+/* Four rows of weights against `tokens` tokens, a constant: each weight is read once for all of them. */
+INLINE void dot_rows(const int tokens, const float *weight, int64_t k, int64_t last, const float *x, int64_t x_row,
+                     float results[][ROWS]) {
+    const float *rows[ROWS];
+    vector sum[FEW / 2][ROWS];
+    UNROLL
+    for (int r = 0; r < ROWS; r++)
+        rows[r] = weight + (r < last ? r : last) * k;
+    UNROLL
+    for (int t = 0; t < tokens; t++)
+        UNROLL
+        for (int r = 0; r < ROWS; r++)
+            sum[t][r] = (vector){0};
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        vector factor[ROWS];
+        UNROLL
+        for (int r = 0; r < ROWS; r++)
+            factor[r] = load(rows[r] + i);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            const vector value = load(x + t * x_row + i);
+            UNROLL
+            for (int r = 0; r < ROWS; r++)
+                sum[t][r] += value * factor[r];
+        }
+    }
+    if (i < k) {
+        vector factor[ROWS];
+        UNROLL
+        for (int r = 0; r < ROWS; r++)
+            factor[r] = load_some(rows[r] + i, k - i);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            const vector value = load_some(x + t * x_row + i, k - i);
+            UNROLL
+            for (int r = 0; r < ROWS; r++)
+                sum[t][r] += value * factor[r];
+        }
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        const four result = across(sum[t]);
+        memcpy(results[t], &result, sizeof result);
+    }
+}
+
+static void dot_tiles(const struct call *call, int64_t begin, int64_t end, float *gathered) {
+    const struct layer *layer = call->layer;
+    for (int64_t tile = begin; tile < end; tile++) {
+        const int64_t number = layer->tiles[2 * tile], row = layer->tiles[2 * tile + 1];
+        const int64_t *block = layer->blocks + 6 * number, k = block[4];
+        const int64_t left = block[3] - row, rows = left < TILE ? left : TILE, tokens = call->tokens;
+        const int32_t *inputs = layer->inputs + block[0], *outputs = layer->outputs + block[1] + row;
+        const float *weight = call->weight + block[2] + row * k, *x = gathered;
+        int64_t x_row = k;
+        if (block[5] & 1) {
+            x = call->x + *inputs;
+            x_row = call->x_row;
+        } else if (tile == begin || layer->tiles[2 * tile - 2] != number)
+            for (int64_t t = 0; t < tokens; t++)
+                for (int64_t i = 0; i < k; i++)
+                    gathered[t * k + i] = call->x[t * call->x_row + inputs[i]];
+        for (int64_t r = 0; r < rows; r += ROWS) {
+            const int64_t last = rows - r - 1, count = last < ROWS ? last + 1 : ROWS;
+            float results[FEW][ROWS];
+            int64_t t = 0;
+            for (; t + 4 <= tokens; t += 4)
+                dot_rows(4, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+            for (; t + 2 <= tokens; t += 2)
+                dot_rows(2, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+            if (t < tokens)
+                dot_rows(1, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+            for (t = 0; t < tokens; t++) {
+                float *y = call->y + t * call->y_row;
+                for (int64_t i = 0; i < count; i++) {
+                    const int32_t output = outputs[r + i];
+                    y[output] = results[t][i] + (call->bias ? call->bias[output] : 0.0f);
+                }
+            }
+        }
+    }
+}
+
+/* The first tile of a part: parts hold like amounts of work. */
+static int64_t part_begin(const struct layer *layer, int64_t part, int64_t parts) {
+    const double wanted = (double)layer->work[layer->tiles_count] * (double)part / (double)parts;
+    int64_t low = 0, high = layer->tiles_count;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if ((double)layer->work[middle] < wanted)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void put_dead(const struct call *call, int64_t first, int64_t end) {
+    for (int64_t token = first; token < end; token++)
+        for (int64_t i = 0; i < call->layer->dead_count; i++) {
+            const int32_t output = call->layer->dead[i];
+            call->y[token * call->y_row + output] = call->bias ? call->bias[output] : 0.0f;
+        }
+}
+
+/* What each thread runs, alone or in a team: it claims a panel and a part of the tiles until none is left. */
+void gradtrace_routed_linear(void *given) {
+    struct call *call = given;
+    const struct layer *layer = call->layer;
+    const int few = call->tokens <= FEW;
+    const int64_t panels = few ? 1 : (call->tokens + PANEL - 1) / PANEL;
+    const size_t floats = few ? (size_t)layer->longest * call->tokens : (size_t)layer->in_features * PANEL;
+    void *memory = NULL;
+    float *scratch = NULL;
+    int64_t turned = -1;
+    for (;;) {
+        const int64_t slot = __atomic_fetch_add(&call->claimed, 1, __ATOMIC_RELAXED);
+        if (slot >= panels * call->parts)
+            break;
+        if (!memory) {
+            memory = malloc((floats + 16) * sizeof(float));
+            if (!memory) {
+                __atomic_store_n(&call->failed, 1, __ATOMIC_RELAXED);
+                return;
+            }
+            scratch = (float *)(((uintptr_t)memory + 63) / 64 * 64);
+        }
+        const int64_t panel = slot / call->parts, part = slot % call->parts;
+        const int64_t begin = part_begin(layer, part, call->parts), end = part_begin(layer, part + 1, call->parts);
+        const int64_t first = panel * PANEL, left = call->tokens - first;
+        if (part == 0)
+            put_dead(call, first, few || left < PANEL ? call->tokens : first + PANEL);
+        if (few)
+            dot_tiles(call, begin, end, scratch);
+        else {
+            const int shallow = left <= LANES;
+            if (turned != panel)
+                turn(call, first, shallow ? LANES : PANEL, scratch);
+            turned = panel;
+            if (shallow)
+                panel_tiles(1, call, first, begin, end, scratch);
+            else
+                panel_tiles(DEEP, call, first, begin, end, scratch);
+        }
+    }
+    free(memory);
+}
