@@ -14,6 +14,8 @@ from gradtrace.errors import GradtraceError
 if TYPE_CHECKING:
     from gradtrace.comparison.compare import compare
     from gradtrace.comparison.comparison import Comparison
+    from gradtrace.convert.compensate import compensate_, compensation
+    from gradtrace.convert.measured_moments import input_moments
     from gradtrace.convert.planning import plan
     from gradtrace.convert.routed_linear import RoutedLinear
     from gradtrace.convert.saving import load, save
@@ -43,10 +45,13 @@ __all__ = [
     "Scores",
     "apply_mask_",
     "compare",
+    "compensate_",
+    "compensation",
     "confirm",
     "convert_",
     "criteria",
     "explain",
+    "input_moments",
     "load",
     "plan",
     "save",
@@ -66,10 +71,13 @@ _HOME = {
     "Scores": "evidence.score",
     "apply_mask_": "convert.surgery",
     "compare": "comparison.compare",
+    "compensate_": "convert.compensate",
+    "compensation": "convert.compensate",
     "confirm": "evidence.confirm",
     "convert_": "convert.surgery",
     "criteria": "evidence.criterion",
     "explain": "evidence.explain",
+    "input_moments": "convert.measured_moments",
     "load": "convert.saving",
     "plan": "convert.planning",
     "save": "convert.saving",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradtrace.ledger.names import canonical
 
-__all__ = ["LinearLayer", "linears", "nearest", "replace"]
+__all__ = ["LinearLayer", "is_plain", "linears", "nearest", "replace"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,7 +41,7 @@ class LinearLayer:
     @property
     def timed(self) -> bool:
         """Can a layer like it be made and timed? Not where the weight is quantized, a DTensor or the like."""
-        return _is_plain(self.module.weight)
+        return is_plain(self.module.weight)
 
 
 def linears(model: nn.Module) -> dict[str, LinearLayer]:
@@ -86,7 +86,8 @@ def nearest(name: str, known: list[str]) -> str:
     return f"the nearest name is '{close[0]}'" if close else "the model has none"
 
 
-def _is_plain(weight: Tensor) -> bool:
+def is_plain(weight: Tensor) -> bool:
+    """Is it an ordinary tensor of a float dtype? Not where it is quantized, a DTensor or the like."""
     return type(weight.data) is torch.Tensor and weight.dtype in _DTYPES
 
 
@@ -94,7 +95,7 @@ def _obstacle(module: nn.Linear, places: tuple[tuple[nn.Module, str], ...], othe
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed by a hook (pruning or weight norm): make that permanent first"
-    if not _is_plain(weight):
+    if not is_plain(weight):
         return f"its weight is a {type(weight.data).__name__} of {weight.dtype}, not a plain float tensor"
     if not places:
         return "it is the whole model: wrap it, for instance in nn.Sequential"

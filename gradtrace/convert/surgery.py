@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from gradtrace.convert.arms import Arm, check_arm, drop_
-from gradtrace.convert.linears import LinearLayer, replace
-from gradtrace.convert.masks import masks_by_name
+from gradtrace.convert.kept_weights import kept_weights, planned_weights, shapes_of
+from gradtrace.convert.linears import replace
 from gradtrace.convert.matching import check_replaceable, match_layers
 from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
-from gradtrace.errors import InvalidValueError, UnsupportedError
+from gradtrace.errors import InvalidValueError
 from gradtrace.structure.plan import DENSE, Plan
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ def convert_(model: Model, plan: Plan, masked: bool = False) -> Model:
         InvalidValueError: what is no nn.Module, or no Plan.
     """
     check_model(model)
-    layers = match_layers(model, _shapes(plan), "the plan")
+    layers = match_layers(model, shapes_of(plan), "the plan")
     chosen = {name: layers[name] for name in plan.converted}
     check_replaceable(chosen.values())
     built = {name: RoutedLinear.from_linear(layer.module, plan[name]) for name, layer in chosen.items()}
     if masked:
-        drop_(_masks(plan, layers, [name for name in plan if plan[name].choice == DENSE]), "zero")
+        dense = [name for name in plan if plan[name].choice == DENSE]
+        drop_(planned_weights(plan, layers, dense), "zero")
     for name, layer in chosen.items():
         replace(layer, built[name])
     return model
@@ -75,33 +76,12 @@ def apply_mask_(
     """
     check_model(model)
     check_arm(dropped, ledger)
-    if isinstance(mask, Plan):
-        if dropped != "zero":
-            raise InvalidValueError(
-                "dropped",
-                expected="'zero' for a plan: its sub-operators leave out what is dropped",
-                got=repr(dropped),
-                remedy="apply the mask itself",
-            )
-        layers = match_layers(model, _shapes(mask), "the plan")
-        names = list(mask) if masked else list(mask.converted)
-        drop_(_masks(mask, layers, names), "zero")
-    else:
-        drop_(masks_by_name(model, mask), dropped, ledger)
+    if isinstance(mask, Plan) and dropped != "zero":
+        raise InvalidValueError(
+            "dropped",
+            expected="'zero' for a plan: its sub-operators leave out what is dropped",
+            got=repr(dropped),
+            remedy="apply the mask itself",
+        )
+    drop_(kept_weights(model, mask, masked), dropped, ledger)
     return model
-
-
-def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    if not isinstance(plan, Plan):
-        raise InvalidValueError("plan", expected="a Plan, as gt.plan makes it", got=type(plan).__name__)
-    return {name: layer_plan.mask.shape for name, layer_plan in plan.items()}
-
-
-def _masks(
-    plan: Plan, layers: Mapping[str, LinearLayer], names: Iterable[str]
-) -> dict[str, tuple[Tensor, NDArray[np.bool_]]]:
-    found = [(layers[name], plan[name].mask) for name in names]
-    for layer, kept in found:
-        if not layer.has_weight and not kept.all():
-            raise UnsupportedError(f"layer '{layer.name}' cannot be masked: {layer.obstacle}")
-    return {layer.name: (layer.module.weight, kept) for layer, kept in found}

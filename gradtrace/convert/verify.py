@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradtrace.convert.evaluation import arguments, in_eval
 from gradtrace.convert.linears import nearest
 from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
@@ -60,8 +60,8 @@ def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verif
     """
     check_model(reference_model, "reference_model")
     check_model(model)
-    args, kwargs = _arguments(batch)
-    with _eval(reference_model), _eval(model):
+    args, kwargs = arguments(batch)
+    with in_eval(reference_model), in_eval(model):
         expected = list(_tensors(reference_model(*args, **kwargs)))
         got = list(_tensors(model(*args, **kwargs)))
         layers = _compare_layers(reference_model, model, args, kwargs)
@@ -143,18 +143,6 @@ def _largest(differences: list[Difference]) -> Difference:
     return largest
 
 
-def _arguments(batch: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
-    if isinstance(batch, Mapping):
-        return (), {str(name): value for name, value in batch.items()}
-    raise InvalidValueError(
-        "batch", expected="a tensor, a tuple of arguments or a dict of keywords", got=type(batch).__name__
-    )
-
-
 def _tensors(output: object) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
@@ -168,14 +156,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
     elif is_dataclass(output):
         for field in fields(output):
             yield from _tensors(getattr(output, field.name))
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,0 +1,53 @@
+"""The weights that a mask or a plan speaks of, and which of their dependencies stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradtrace.convert.linears import LinearLayer
+from gradtrace.convert.masks import masks_by_name
+from gradtrace.convert.matching import match_layers
+from gradtrace.errors import InvalidValueError, UnsupportedError
+from gradtrace.structure.plan import Plan
+
+__all__ = ["KeptWeights", "kept_weights", "planned_weights", "shapes_of"]
+
+KeptWeights = dict[str, tuple[Tensor, NDArray[np.bool_]]]
+
+
+def kept_weights(
+    model: nn.Module, mask: Mapping[str, NDArray[np.bool_]] | Plan, masked: bool = False
+) -> KeptWeights:
+    """Canonical parameter name -> (parameter, bool array of its shape).
+
+    Of a plan those of the layers that become sub-operators, or of all with `masked`.
+
+    Raises:
+        MismatchError: the mask or plan is for another model.
+        StateError: a plan's layer has been converted already.
+        UnsupportedError: a plan's layer whose weight is computed by a hook: it would undo the mask.
+        InvalidValueError: an entry that is no bool array.
+    """
+    if not isinstance(mask, Plan):
+        return masks_by_name(model, mask)
+    layers = match_layers(model, shapes_of(mask), "the plan")
+    return planned_weights(mask, layers, list(mask) if masked else list(mask.converted))
+
+
+def planned_weights(plan: Plan, layers: Mapping[str, LinearLayer], names: list[str]) -> KeptWeights:
+    """The weights of these layers of a plan; UnsupportedError for one that a hook computes."""
+    for name in names:
+        if not layers[name].has_weight and not plan[name].mask.all():
+            raise UnsupportedError(f"layer '{name}' cannot be masked: {layers[name].obstacle}")
+    return {f"{name}.weight".lstrip("."): (layers[name].module.weight, plan[name].mask) for name in names}
+
+
+def shapes_of(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Layer name -> (outputs, inputs); InvalidValueError for what is no Plan."""
+    if not isinstance(plan, Plan):
+        raise InvalidValueError("plan", expected="a Plan, as gt.plan makes it", got=type(plan).__name__)
+    return {name: layer_plan.mask.shape for name, layer_plan in plan.items()}
