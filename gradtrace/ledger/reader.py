@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,8 +22,10 @@ from gradtrace.ledger.live import live_commits
 from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.record import ParameterRecord
+from gradtrace.ledger.reopening import Address, reopened
 from gradtrace.ledger.storage import Storage
 from gradtrace.ledger.sums import Sums
+from gradtrace.ledger.walk import Block, walk
 
 __all__ = ["InputRecord", "Ledger", "ParameterRecord", "Update"]
 
@@ -33,7 +35,8 @@ class Ledger(Mapping[str, ParameterRecord]):
 
     Iterates over canonical names in the order of first recording; `[]` and `in` also know the aliases of tied
     weights. Takes no lock: a writer may go on meanwhile. Entries that are merged or voided after the ledger
-    was opened are removed in time: reading them then is a StateError that asks to open it again.
+    was opened are removed in time: reading them then is a StateError that asks to open it again. A pickle of
+    it, for another process, says where it lies, the storage options included: it is nothing to keep.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class Ledger(Mapping[str, ParameterRecord]):
         self._path, self._header = storage.location, header
         self._storage, self._commits, self._layouts = storage, commits, layouts
         self._partial = False
+        self._storage_options: StorageOptions = None
         self._entries = tuple(commit.entry for commit in commits)
-        sums = Sums(storage, commits, layouts)
+        self._sums = sums = Sums(storage, commits, layouts)
         infos: dict[str, ParameterInfo] = {}
         places: dict[str, dict[int, int]] = {}
         self._aliases: dict[str, str] = {}
@@ -115,7 +119,9 @@ class Ledger(Mapping[str, ParameterRecord]):
             if not commits:
                 raise EmptyLedgerError(f"the ledger {storage.location} holds no committed entry")
             try:
-                return cls(storage, header, commits, _layouts_of(storage, header, commits))
+                opened = cls(storage, header, commits, _layouts_of(storage, header, commits))
+                opened._storage_options = storage_options
+                return opened
             except CorruptLedgerError:
                 # A layout goes after the last commit that names it: these commits may be history by now.
                 if all_stand(storage, commits):
@@ -138,11 +144,35 @@ class Ledger(Mapping[str, ParameterRecord]):
                 got=f"{begin!r} and {end!r}",
             )
         commits = tuple(one for one in self._commits if begin <= one.entry.begin and one.entry.end <= end)
+        return self._part(commits, self._partial or len(commits) < len(self._commits))
+
+    def with_entries(self, entries: Iterable[tuple[int, int, int]], *, partial: bool) -> Ledger | None:
+        """The ledger of these entries alone, (begin, end, generation); None where one is not here."""
+        known = {(one.entry.begin, one.entry.end, one.entry.generation): one for one in self._commits}
+        wanted = tuple(known.get(entry) for entry in entries)
+        commits = tuple(one for one in wanted if one is not None)
+        return self._part(commits, partial) if len(commits) == len(wanted) else None
+
+    def _part(self, commits: tuple[Commit, ...], partial: bool) -> Ledger:
         used = {one.entry.layout for one in commits}
         layouts = {number: layout for number, layout in self._layouts.items() if number in used}
         part = Ledger(self._storage, self._header, commits, layouts)
-        part._partial = self._partial or len(commits) < len(self._commits)
+        part._partial, part._storage_options = partial, self._storage_options
         return part
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        entries = tuple((one.begin, one.end, one.generation) for one in self._entries)
+        address = Address(self._path, self._storage_options, self.run_id, entries, self._partial)
+        return reopened, (address,)
+
+    def walk(self, names: Iterable[str], accumulators: Sequence[str]) -> Iterator[Block]:
+        """Yield the totals of many parameters block by block, in little memory; see `walk`.
+
+        Raises:
+            UnknownNameError: a name or an accumulator that the ledger does not have.
+            CorruptLedgerError: stored data is lost or altered.
+        """
+        return walk(self._sums, [self[name] for name in names], accumulators)
 
     @property
     def partial(self) -> bool:

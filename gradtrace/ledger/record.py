@@ -12,7 +12,7 @@ from gradtrace.ledger.details import Update, joined, updates_of
 from gradtrace.ledger.entry import Entry
 from gradtrace.ledger.header import BELOW
 from gradtrace.ledger.parameter import ParameterInfo
-from gradtrace.ledger.sums import Sums
+from gradtrace.ledger.sums import Place, Sums
 
 __all__ = ["ParameterRecord"]
 
@@ -123,6 +123,11 @@ class ParameterRecord:
         """The weights when recording of this parameter began; float32."""
         first = self._entries[0].layout
         return self._naming(lambda: self._sums.opening(first, self._places[first]))
+
+    @property
+    def place(self) -> Place | None:
+        """Where it lies whole in the arrays of one rank, or None; what `walk` goes by."""
+        return self._sums.place(self._places)
 
     @property
     def windows(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,13 +21,31 @@ from gradtrace.ledger.layout_store import StoredLayout, opening_name
 from gradtrace.ledger.paths import layout_prefix
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["Sums"]
+__all__ = ["Place", "Sums"]
 
 # Chunks of totals kept, at most 32 MiB each: enough that walking over the parameters of a ledger, all
 # accumulators of one after the other, reads every chunk once, however many small parameters share it.
 _KEPT = 8
 # Chunks of one parameter read at once: reading, checking and adding mostly leave the interpreter free.
 _THREADS = 4
+
+
+class Place(NamedTuple):
+    """Where a whole parameter lies in the flat arrays of one rank, as `layout` has them."""
+
+    layout: int
+    rank: int
+    begin: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """One past its last element."""
+        return self.begin + self.size
+
+    def follows(self, other: Place) -> bool:
+        """Whether it lies in the same arrays, behind the other."""
+        return (self.layout, self.rank) == (other.layout, other.rank) and self.begin >= other.end
 
 
 class Sums:
@@ -68,6 +86,31 @@ class Sums:
         """
         firsts = self._firsts(places)
         return _added(self._input_part(accumulator, number, index) for number, index in firsts)
+
+    def place(self, places: Mapping[int, int]) -> Place | None:
+        """Return where the parameter lies, or None where it is not whole in the arrays of one rank."""
+        firsts = list(self._firsts(places))
+        if len(firsts) != 1:
+            return None
+        ((number, index),) = firsts
+        pieces = self._layouts[number].layout.pieces(index)
+        return (
+            Place(number, pieces[0][0], pieces[0][1].offset, pieces[0][1].size) if len(pieces) == 1 else None
+        )
+
+    def rank_size(self, place: Place) -> int:
+        """Return the length of the flat arrays that hold the place."""
+        return self._layouts[place.layout].layout.size(place.rank, None)
+
+    def filling(self, place: Place, accumulator: str) -> Callable[[int, np.ndarray[Any, Any]], None]:
+        """Return what sets an array, float64 or int64, to the total of a chunk of the place's flat arrays."""
+        arrays = cache(partial(self._arrays, place.layout, place.rank, accumulator, self.rank_size(place)))
+
+        def fill(chunk: int, out: np.ndarray[Any, Any]) -> None:
+            with self._lasting(self._commits[place.layout]):
+                add_chunk(arrays(), chunk, out)
+
+        return fill
 
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""
