@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.evidence.named_arrays import unknown_name
+from gradtrace.evidence.tail import Tail
 
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import ParameterRecord
 
-__all__ = ["Array", "Criterion", "Finding", "Judge", "Study"]
+__all__ = ["Array", "Criterion", "Finding", "Gathering", "Judge", "Study"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -29,11 +30,21 @@ class Finding(NamedTuple):
     """
 
     score: Array
-    pvalue: Array | None = None
+    pvalue: Array | Tail | None = None
     evalue: Array | None = None
 
 
 Judge: TypeAlias = Callable[[str], Finding]
+
+
+class Gathering(Protocol):
+    """A parameter judged from totals that come block by block, so that they are never all in memory."""
+
+    def add(self, part: slice, totals: Mapping[str, NDArray[Any]]) -> None:
+        """Take the totals of the elements `part`, flat, of all of the criterion's `needs`."""
+
+    def finding(self) -> Finding:
+        """The finding once all are there: the same as the judge's, bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,10 @@ class Criterion:
     the ledger's accumulators it reads, of which `needs_one_of` lists those where any one will do; a value for
     the option `instead` takes their place, and `recorded_with` is the recorder's option for them. `source` is
     where the formula comes from. `judging(study, **options)` checks the options and returns the judge.
+
+    For parameters that come in blocks: `gathering(study, **options)` judges them so; else, where `whole` is
+    not None, the judge can be asked block by block unless one of those options is set. `across` are the
+    options that speak of several parameters.
     """
 
     name: str
@@ -119,6 +134,9 @@ class Criterion:
     source: str = ""
     has_pvalues: bool = False
     has_evalues: bool = False
+    gathering: Callable[..., Callable[[str], Gathering]] | None = None
+    whole: tuple[str, ...] | None = None
+    across: tuple[str, ...] = ()
 
     @property
     def options(self) -> Mapping[str, Any]:

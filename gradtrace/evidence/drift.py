@@ -12,9 +12,10 @@ Business and Economic Statistics 28:453), as when the gradients shrink during tr
 
 - Gradients are autocorrelated, which is why windows are tested and not steps (batch means). What is left
   between windows is taken off as for an AR(1) series: phi = Var(B) / (L Var(g)) with L steps a window, its
-  median over the parameter, tells rho by phi = (1 + rho) / (1 - rho) - 2 rho (1 - rho^L) / (L (1 - rho)^2);
-  over many windows the variance is (1 + rho) / (1 - rho) instead of phi, and R^2 is divided by their ratio
-  before the p-value is taken. Windows that are long beside the correlation need next to nothing of it.
+  median over the parameter (over 65,536 of its elements, drawn at random, where it has more), tells rho by
+  phi = (1 + rho) / (1 - rho) - 2 rho (1 - rho^L) / (L (1 - rho)^2); over many windows the variance is
+  (1 + rho) / (1 - rho) instead of phi, and R^2 is divided by their ratio before the p-value is taken. Windows
+  that are long beside the correlation need next to nothing of it.
 - No sign symmetric evidence from k windows is stronger than 2^(1-k), that all k agree. A dependency that was
   supported in few windows therefore has p >= 2^(1-k), k = min(n, events).
 
@@ -24,20 +25,22 @@ for important weights too: this says *learned or not*, never *matters or not*.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import t as student
 
 from gradtrace.errors import InvalidValueError
-from gradtrace.evidence.definition import Criterion, Finding, Judge, Study
+from gradtrace.evidence.definition import Criterion, Finding, Gathering, Judge, Study
+from gradtrace.evidence.drift_tail import DriftTail
 
 __all__ = [
     "DRIFT",
     "drift_finding",
-    "drift_pvalue",
+    "gather_drift",
     "inflation",
     "judge_drift",
     "self_normalised",
@@ -46,6 +49,7 @@ __all__ = [
 
 Array: TypeAlias = NDArray[np.float64]
 
+ASKED = 2**16
 _HIGHEST = 0.999  # beyond this rho a window tells nothing of the correlation, whatever its length
 
 
@@ -57,10 +61,7 @@ def judge_drift(study: Study) -> Judge:
 
     def judge(name: str) -> Finding:
         return drift_finding(
-            study.total(name, "grad_sum"),
-            study.total(name, "window_sumsq"),
-            study.total(name, "grad_sumsq"),
-            study.total(name, "events"),
+            *(study.total(name, one) for one in DRIFT.needs),
             windows=windows_of(study, name),
             steps=study.record(name).steps,
         )
@@ -68,13 +69,55 @@ def judge_drift(study: Study) -> Judge:
     return judge
 
 
+def gather_drift(study: Study) -> Callable[[str], Gathering]:
+    """The same from totals that come block by block."""
+
+    def gathering(name: str) -> Gathering:
+        record = study.record(name)
+        return _DriftGathering(record.shape, windows=windows_of(study, name), steps=record.steps)
+
+    return gathering
+
+
 def drift_finding(
     total: Array, squares: Array, step_squares: Array, events: Array, *, windows: int, steps: int
 ) -> Finding:
     """Score and p-value from S, Q, the sum of the squared steps and the events of at least two windows."""
-    rest = inflation(total, squares, step_squares, windows=windows, steps=steps)
-    ratio = self_normalised(total, squares)
-    return Finding(ratio, drift_pvalue(ratio / np.sqrt(rest), windows=windows, events=events))
+    gathering = _DriftGathering(total.shape, windows=windows, steps=steps)
+    sums = dict(zip(DRIFT.needs, (total, squares, step_squares, events), strict=True))
+    gathering.add(slice(0, total.size), {one: values.reshape(-1) for one, values in sums.items()})
+    return gathering.finding()
+
+
+class _DriftGathering:
+    """The ratios and capped counts of a parameter, and the sums of those of its elements that tell rho."""
+
+    def __init__(self, shape: tuple[int, ...], *, windows: int, steps: int) -> None:
+        self.shape, self.windows, self.steps = shape, windows, steps
+        size = math.prod(shape)
+        self.ratio, self.events = np.empty(size), np.empty(size, np.uint16)
+        self.asked = _asked(size)
+        self.sums = {one: np.empty(self.asked.size) for one in DRIFT.needs[:3]}
+
+    def add(self, part: slice, totals: Mapping[str, NDArray[Any]]) -> None:
+        total, squares, _, events = (totals[one] for one in DRIFT.needs)
+        self.ratio[part] = self_normalised(total, squares)
+        self.events[part] = np.minimum(events, min(self.windows, 2**16 - 1))
+        first, last = np.searchsorted(self.asked, (part.start, part.stop))
+        for one, sums in self.sums.items():
+            sums[first:last] = totals[one][self.asked[first:last] - part.start]
+
+    def finding(self) -> Finding:
+        rest = inflation(*self.sums.values(), windows=self.windows, steps=self.steps)
+        ratio, events = self.ratio.reshape(self.shape), self.events.reshape(self.shape)
+        return Finding(ratio, DriftTail(ratio, events, windows=self.windows, inflation=rest))
+
+
+def _asked(size: int) -> NDArray[np.int64]:
+    """The elements whose median tells the correlation, ascending: all, or as many at random as are plenty."""
+    if size <= ASKED:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).integers(0, size, ASKED))
 
 
 def windows_of(study: Study, name: str) -> int:
@@ -92,15 +135,10 @@ def windows_of(study: Study, name: str) -> int:
 
 def self_normalised(total: Array, squares: Array) -> Array:
     """|S| / sqrt(Q), 0 where Q is 0."""
-    return np.asarray(np.divide(np.abs(total), np.sqrt(squares), out=np.zeros_like(total), where=squares > 0))
-
-
-def drift_pvalue(ratio: Array, *, windows: int, events: Array) -> Array:
-    """P(|T| >= t) of the self-normalised sum, and no less than 2^(1 - k) with k = min(windows, events)."""
-    # Rounded to float32, window sums can seem to agree more than wholly.
-    rest = np.maximum(windows - ratio**2, windows * 1e-12)
-    tail = 2 * student.sf(ratio * np.sqrt((windows - 1) / rest), windows - 1)
-    return np.asarray(np.minimum(np.maximum(tail, np.exp2(1 - np.minimum(events, windows))), 1.0))
+    size, deviation = np.abs(total), np.sqrt(squares)
+    if squares.size and squares.min() > 0:
+        return np.asarray(np.divide(size, deviation, out=size))
+    return np.asarray(np.divide(size, deviation, out=np.zeros_like(size), where=squares > 0))
 
 
 def inflation(total: Array, squares: Array, step_squares: Array, *, windows: int, steps: int) -> float:
@@ -130,7 +168,8 @@ DRIFT = Criterion(
     kind="ledger",
     description="test that the gradient pulled in no direction: its sum beside the noise of its windows",
     judging=judge_drift,
-    needs=("grad_sum", "grad_sumsq", "window_sumsq", "events"),
+    needs=("grad_sum", "window_sumsq", "grad_sumsq", "events"),
+    gathering=gather_drift,
     source="batch means; Ibragimov and Mueller 2010 (JBES 28:453)",
     has_pvalues=True,
 )

@@ -37,5 +37,6 @@ FISHER_STEP = Criterion(
     description="w^2 times the summed squared step gradients: what the loss would notice if it went",
     judging=judge_fisher_step,
     needs=("grad_sumsq",),
+    whole=("per_row",),
     source="LeCun et al. 1990; Theis et al. 2018 (arXiv 1801.05787)",
 )

@@ -99,4 +99,5 @@ INIT = Criterion(
     judging=judge_init,
     source="arXiv 2601.15871; Fisher 1925; Kolmogorov 1933",
     has_pvalues=True,
+    across=("edges", "initializer"),
 )

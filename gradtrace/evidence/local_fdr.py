@@ -29,17 +29,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, isotonic_regression
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
-__all__ = [
-    "CELLS",
-    "EmpiricalNull",
-    "cells_of",
-    "local_discoveries",
-    "local_fdr",
-    "rates_of_cells",
-    "smallest_confirmed",
-]
+from gradtrace.evidence.cells import CELLS, FINE, cells_of
+from gradtrace.evidence.tail import Tail, tail_of
+
+__all__ = ["EmpiricalNull", "local_discoveries", "local_fdr", "rates_of_cells", "smallest_confirmed"]
 
 Array: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]
@@ -47,9 +42,6 @@ Counts: TypeAlias = NDArray[np.int64]
 ENOUGH = 1000
 CENTRAL = 0.75
 _LEAST = float(np.finfo(np.float64).tiny)
-_FINE = 256  # cells for one unit of z
-CELLS = 2 + math.ceil(-float(ndtri(_LEAST / 2)) * _FINE)
-_BLOCK = 2**16  # tests at a time: what is made of them on the way stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,10 @@ class EmpiricalNull:
             return cls(1.0, 1.0)
         reached = np.cumsum(counts)
         central = int(np.searchsorted(reached, CENTRAL * size)) + 1
-        cut, inside = central / _FINE, int(reached[central - 1])
+        cut, inside = central / FINE, int(reached[central - 1])
         # Within a cell z is taken for uniform: hence the 1/12.
         middles = (np.arange(central) + 0.5) ** 2 + 1 / 12
-        square = float(middles @ counts[:central]) / inside / _FINE**2
+        square = float(middles @ counts[:central]) / inside / FINE**2
         # A half-normal far wider than the cut is flat up to it: its mean square is a third of the cut's.
         if central == 1 or 3 * square >= cut**2:
             return cls(1.0, 1.0)
@@ -87,17 +79,6 @@ class EmpiricalNull:
         return cls(scale, min(share, 1.0))
 
 
-def cells_of(pvalues: Array) -> NDArray[np.uint16]:
-    """The cell of each test, of the p-values' shape: 0 for p = 1, 1 + k for z in [k / 256, (k + 1) / 256)."""
-    cells = np.empty(pvalues.size, np.uint16)
-    flat = pvalues.reshape(-1)
-    for first in range(0, flat.size, _BLOCK):
-        some = flat[first : first + _BLOCK]
-        z = -ndtri(np.maximum(some, _LEAST) / 2)
-        cells[first : first + _BLOCK] = np.where(some < 1, 1 + z * _FINE, 0)
-    return cells.reshape(pvalues.shape)
-
-
 def rates_of_cells(counts: Counts) -> Array:
     """The local false discovery rate in each of the `CELLS`, from the tests in each."""
     rates = np.ones(CELLS)
@@ -108,7 +89,7 @@ def rates_of_cells(counts: Counts) -> Array:
     tested = counts[1 : last + 1]
     null = EmpiricalNull.of(tested)
     # From the smallest p' on: what lies between 0 and the last cell's lower end belongs to that cell.
-    ends = 2 * ndtr(-np.arange(last) / _FINE / null.scale)[::-1]
+    ends = 2 * ndtr(-np.arange(last) / FINE / null.scale)[::-1]
     gaps = np.maximum(np.diff(ends, prepend=0.0), _LEAST)
     slopes = tested[::-1] / tested.sum() / gaps
     density = isotonic_regression(slopes, weights=gaps, increasing=False).x[::-1]
@@ -137,7 +118,7 @@ def local_fdr(pvalues: Array) -> Array:
     return np.asarray(rates_of_cells(np.bincount(cells.ravel(), minlength=CELLS))[cells])
 
 
-def local_discoveries(pvalues: Array, fdr: float) -> NDArray[np.bool_]:
+def local_discoveries(pvalues: Array | Tail, fdr: float) -> NDArray[np.bool_]:
     """True for the tests of least local fdr, as many as keep its mean among them at most `fdr`."""
-    cells = cells_of(pvalues)
+    cells = tail_of(pvalues).cells()
     return np.asarray(cells >= smallest_confirmed(np.bincount(cells.ravel(), minlength=CELLS), fdr))

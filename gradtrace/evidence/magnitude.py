@@ -19,5 +19,6 @@ MAGNITUDE = Criterion(
     kind="statistic",
     description="absolute value of the final weight",
     judging=judge_magnitude,
+    whole=(),
     source="Han et al. 2015 (arXiv 1506.02626)",
 )

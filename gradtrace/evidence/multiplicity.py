@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradtrace.evidence.tail import Tail, tail_of
 
 __all__ = ["discoveries", "evalue_discoveries"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 
-def discoveries(pvalues: Array, fdr: float, method: Literal["bh", "by"] = "bh") -> NDArray[np.bool_]:
+def discoveries(pvalues: Array | Tail, fdr: float, method: Literal["bh", "by"] = "bh") -> NDArray[np.bool_]:
     """True where the null is rejected at the false discovery rate.
 
     `pvalues` of any shape are one family of tests. "bh": Benjamini and Hochberg (1995); the rate holds for
@@ -20,17 +23,21 @@ def discoveries(pvalues: Array, fdr: float, method: Literal["bh", "by"] = "bh") 
     (2001); it holds under any dependence, for ln(number of tests) times less power. On average over
     repetitions, not for each one.
     """
-    tests = pvalues.size
+    tail = tail_of(pvalues)
+    tests = math.prod(tail.shape)
     # What is rejected has p <= fdr: only that is sorted. The order of operations is that of
     # scipy.stats.false_discovery_control.
-    few = np.sort(pvalues[pvalues <= fdr])
-    adjusted = few * (tests / np.arange(1, few.size + 1))
+    places, few = tail.upto(fdr)
+    ordered = np.sort(few)
+    adjusted = ordered * (tests / np.arange(1, few.size + 1))
     if method == "by":
         adjusted *= (1 / np.arange(1, tests + 1)).sum()
     passing = np.flatnonzero(np.minimum(adjusted, 1) <= fdr)
-    # The largest that passes takes all smaller ones along.
-    cut = few[passing[-1]] if passing.size else -1.0
-    return np.asarray(pvalues <= cut)
+    rejected = np.zeros(tests, np.bool_)
+    if passing.size:
+        # The largest that passes takes all smaller ones along.
+        rejected[places[few <= ordered[passing[-1]]]] = True
+    return rejected.reshape(tail.shape)
 
 
 def evalue_discoveries(evalues: Array, fdr: float) -> NDArray[np.bool_]:

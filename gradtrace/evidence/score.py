@@ -77,7 +77,7 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
             )
         scores[name] = finding.score
         if finding.pvalue is not None:
-            pvalues[name] = finding.pvalue
+            pvalues[name] = np.asarray(finding.pvalue)
         if finding.evalue is not None:
             evalues[name] = finding.evalue
     provenance = {

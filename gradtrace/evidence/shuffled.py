@@ -61,4 +61,5 @@ SHUFFLED = Criterion(
     kind="control",
     description="another criterion's scores, permuted within each parameter",
     judging=judge_shuffled,
+    across=("options",),
 )

@@ -81,6 +81,7 @@ SIGN = Criterion(
     description="bet that the windows' gradients do not agree in sign, valid whenever training ends",
     judging=judge_sign,
     needs=("window_votes", "events"),
+    whole=(),
     source="Ville 1939; Robbins 1970; Howard et al. 2021 (arXiv 1810.08240)",
     has_pvalues=True,
     has_evalues=True,

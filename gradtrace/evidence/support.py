@@ -18,4 +18,5 @@ SUPPORT = Criterion(
     description="recorded steps in which the gradient was nonzero; zero means never supported",
     judging=judge_support,
     needs=("events",),
+    whole=(),
 )

@@ -104,6 +104,7 @@ WANDA = Criterion(
     judging=judge_wanda,
     needs=(MOMENT,),
     instead="inputs",
+    across=("inputs",),
     recorded_with='below="inputs"',
     source="Sun et al. 2023 (arXiv 2306.11695)",
 )
