@@ -45,7 +45,7 @@ def train(seed: int, folder: Path, steps: int, progress: Progress) -> dict[str, 
         net,
         folder / "language.ledger.zarr",
         entry_steps=160,
-        below=("positions", "inputs"),  # what `fisher` and `wanda` need
+        below=("positions", "inputs", "gram"),  # what `fisher`, `wanda` and gt.compensate_ need
         mode="overwrite",
     ) as recorder:
         for batch in batches(seed, steps, BATCH):

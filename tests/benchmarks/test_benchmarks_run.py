@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import byte_model
+import compensation
+import language
 import ledger_io
 import overhead
 import pytest
@@ -38,3 +41,20 @@ def test_ledger_io_measures_committing_reading_and_merging(
     }
     assert [one.name for one in tmp_path.iterdir()] == ["figures.json"]
     assert "Merging four entries" in capsys.readouterr().out
+
+
+def test_compensation_is_measured_from_ledger_and_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(byte_model, "model", lambda: byte_model.ByteModel(width=16, layers=1))
+    monkeypatch.setattr(language, "ByteModel", byte_model.model)
+    monkeypatch.setattr(language, "BATCH", 2)
+    for name, value in {"BATCHES": 1, "WINDOWS": 2, "CRITERIA": (("magnitude", {}),)}.items():
+        monkeypatch.setattr(compensation, name, value)
+    out = tmp_path / "figures.json"
+    for _ in range(2):  # the second time nothing is trained
+        compensation.main(seeds=1, steps=20, runs=tmp_path, out=out)
+        rows = json.loads(out.read_text())["rows"]
+        assert [(row["granularity"], row["density"]) for row in rows] == list(compensation.SHAPES)
+        assert all(0 < row["promised"] <= 1 for row in rows)
+    assert "inputs of 64 rows at once, density 0.5" in capsys.readouterr().out
