@@ -59,14 +59,17 @@ def chosen_tasks(names: list[str], judge: str) -> list[Task]:
     return [task for task in tasks if task.searched]
 
 
-def chosen_settings(judge: str) -> list[Setting]:
-    """All of them, or the one that is judged beside statistics and controls."""
+def chosen_settings(names: list[str]) -> list[Setting]:
+    """All of them, or those named beside all statistics and controls."""
     every = candidates()
-    if not judge:
+    if not names:
         return every
-    if judge not in {one.label for one in every}:
-        raise UnknownNameError("setting", expected="the name of one in the search's table", got=repr(judge))
-    return [one for one in every if one.label == judge or one.kind != "ledger"]
+    for name in names:
+        if name not in {one.label for one in every}:
+            raise UnknownNameError(
+                "setting", expected="the name of one in the search's table", got=repr(name)
+            )
+    return [one for one in every if one.label in names or one.kind != "ledger"]
 
 
 def finite(value: Any) -> Any:
@@ -82,6 +85,10 @@ def main(
     task: Annotated[
         list[str] | None, typer.Option(help="A task; again for more. Left out: all searched.")
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(help="A ledger-based setting; again for more. Left out: all of them."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings a task.")] = 5,
     steps: Annotated[int, typer.Option(min=0, help="Steps a training; 0: what the task asks for.")] = 0,
     judge: Annotated[
@@ -95,17 +102,19 @@ def main(
 ) -> None:
     """Search for the criterion that is never much worse than the best that final weights can give.
 
-    Tasks to search on: image-mlp, image-convolution, sparse-groups, byte-text-small, byte-text;
-    function-home and function-table are left for the judgement of what was chosen. Begin with a quick one:
+    Tasks to search on: image-mlp, image-convolution, sparse-groups, byte-text-small, byte-text,
+    byte-text-large-start; function-home and function-table are left for the judgement of what was
+    chosen. Begin with a quick one:
 
         python benchmarks/criteria_search.py --task image-mlp --seeds 2
 
-    and go on with the same command, or with more seeds: what is there is not done again. Then
+    and go on with the same command, or with more seeds: what is there is not done again. Where a full
+    search takes too long, name the settings to look at (--setting "fisher-step exponent=0.5"). Then
 
         python benchmarks/criteria_search.py --judge "fisher-step exponent=0.5"
     """
     console = terminal()
-    tasks, settings = chosen_tasks(task or [], judge), chosen_settings(judge)
+    tasks, settings = chosen_tasks(task or [], judge), chosen_settings([judge] if judge else setting or [])
     kinds = {one.label: one.kind for one in settings}
     cells: list[Cell] = []
     dense: dict[str, list[Measure]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.byte_text import BYTE_TEXT, SMALL_BYTE_TEXT
+from tasks.byte_text import BYTE_TEXT, LARGE_START_BYTE_TEXT, SMALL_BYTE_TEXT
 from tasks.function_home import FUNCTION_HOME
 from tasks.function_table import FUNCTION_TABLE
 from tasks.image_convolution import IMAGE_CONVOLUTION
@@ -20,6 +20,7 @@ EVERY_TASK: dict[str, Task] = {
         SPARSE_GROUPS,
         SMALL_BYTE_TEXT,
         BYTE_TEXT,
+        LARGE_START_BYTE_TEXT,
         FUNCTION_HOME,
         FUNCTION_TABLE,
     )

@@ -89,13 +89,15 @@ def test_unseen_tasks_are_not_searched_on() -> None:
     assert len(names["chosen_tasks"]([], "displacement")) == len(EVERY_TASK)
 
 
-def test_judging_looks_at_one_ledger_based_setting() -> None:
+@pytest.mark.parametrize("asked", [["fisher-step exponent=0.5 last"], ["drift", "fisher-step"]])
+def test_the_settings_named_are_measured_beside_every_statistic(asked: list[str]) -> None:
     names = script()
-    chosen = names["chosen_settings"]("fisher-step exponent=0.5 last")
-    assert [one.label for one in chosen if one.kind == "ledger"] == ["fisher-step exponent=0.5 last"]
-    assert {one.kind for one in chosen} == {"ledger", "statistic", "control"}
+    chosen = names["chosen_settings"](asked)
+    assert sorted(one.label for one in chosen if one.kind == "ledger") == asked
+    rest = [one for one in names["chosen_settings"]([]) if one.kind != "ledger"]
+    assert [one for one in chosen if one.kind != "ledger"] == rest
     with pytest.raises(UnknownNameError):
-        names["chosen_settings"]("fisher-stap")
+        names["chosen_settings"](["fisher-stap"])
 
 
 def test_a_search_writes_its_table_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
