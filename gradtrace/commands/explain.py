@@ -34,7 +34,9 @@ def explain(
     by: By = None,
     density: Density = None,
     granularity: Granularity = "element",
-    test: Annotated[str, typer.Option(help="The test of what was learned: drift, sign or init.")] = "drift",
+    test: Annotated[
+        str, typer.Option(help="The test of what was learned: departure, drift, sign or init.")
+    ] = "departure",
     method: Annotated[
         str, typer.Option(help="How false discoveries are held down: local, bh, by or e-bh.")
     ] = "local",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.definition import Criterion
+from gradtrace.evidence.departure import DEPARTURE
 from gradtrace.evidence.displacement import DISPLACEMENT
 from gradtrace.evidence.drift import DRIFT
 from gradtrace.evidence.fisher import FISHER
@@ -29,7 +30,7 @@ __all__ = ["DEFAULT", "Criterion", "criteria", "criterion"]
 
 DEFAULT = FISHER_STEP.name
 
-_LEDGER = (FISHER_STEP, FISHER, SUPPORT, DRIFT, SIGN, DISPLACEMENT, MOVEMENT)
+_LEDGER = (FISHER_STEP, FISHER, SUPPORT, DRIFT, DEPARTURE, SIGN, DISPLACEMENT, MOVEMENT)
 _STATISTIC = (INIT, MAGNITUDE, WANDA, MARCHENKO_PASTUR)
 _CONTROL = (RANDOM, SHUFFLED)
 _REGISTRY = MappingProxyType({one.name: one for one in (*_LEDGER, *_STATISTIC, *_CONTROL)})

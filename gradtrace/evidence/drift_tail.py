@@ -46,6 +46,10 @@ class DriftTail:
         self.ratio, self.events, self.windows = ratio, events, windows
         self.spread = math.sqrt(inflation)
 
+    def of(self, ratio: Array) -> DriftTail:
+        """The tests of another sum over the same windows, in place of S."""
+        return DriftTail(ratio, self.events, windows=self.windows, inflation=self.spread**2)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the p-values."""

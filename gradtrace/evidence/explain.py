@@ -2,7 +2,7 @@
 
 Two questions, two answers, never one sold as the other:
 
-- *Learned* is a matter of significance: the `test` (drift) is confirmed at the false discovery rate `q`.
+- *Learned* is a matter of significance: the `test` (departure) is confirmed at the false discovery rate `q`.
 - *Matters* is a matter of size: the score `by` (fisher-step) is among the best `density`; without a density,
   it is above zero.
 
@@ -107,7 +107,7 @@ def explain(
     *,
     by: str = DEFAULT,
     options: Mapping[str, Any] | None = None,
-    test: str = "drift",
+    test: str = "departure",
     method: Method = "local",
     q: float = 0.1,
     scope: Literal["layer", "global"] = "layer",

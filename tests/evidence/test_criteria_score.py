@@ -32,6 +32,7 @@ def test_the_registry_lists_every_criterion_once_with_its_kind() -> None:
         "fisher": "ledger",
         "support": "ledger",
         "drift": "ledger",
+        "departure": "ledger",
         "sign": "ledger",
         "displacement": "ledger",
         "movement": "ledger",
@@ -43,7 +44,7 @@ def test_the_registry_lists_every_criterion_once_with_its_kind() -> None:
         "shuffled": "control",
     }
     assert all(one.description and "\n" not in one.description for one in criteria())
-    assert [one.name for one in criteria() if one.has_pvalues] == ["drift", "sign", "init"]
+    assert [one.name for one in criteria() if one.has_pvalues] == ["drift", "departure", "sign", "init"]
     assert [one.name for one in criteria() if one.has_evalues] == ["sign"]
     assert gradtrace.criteria() == criteria()
 

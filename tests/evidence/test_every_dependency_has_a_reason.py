@@ -27,16 +27,16 @@ def run(make_gradient_ledger: Callable[..., Any]) -> tuple[Any, dict[str, np.nda
     gradients = generator.normal(size=(640, *SHAPE))
     gradients[:, :, 1:20] += 1.0
     gradients[:, :, 0] = 0
-    weight = generator.normal(1.0, 0.1, SHAPE)
+    weight = -generator.normal(1.0, 0.1, SHAPE)  # where such gradients take it, from zero
     weight[:, 1:10] *= 1e-3
-    return make_gradient_ledger(gradients), {"w": weight}
+    return make_gradient_ledger(gradients, opening={"w": np.zeros(SHAPE)}), {"w": weight}
 
 
 def test_reasons_follow_from_score_test_and_support(run: Any) -> None:
     ledger, weights = run
     found = explain(ledger, weights, 0.5)
     matters = select(score(ledger, weights), density=0.5)["w"]
-    learned = confirm(score(ledger, weights, "drift"), "local", 0.1)["w"]
+    learned = confirm(score(ledger, weights, "departure"), "local", 0.1)["w"]
     for at in np.ndindex(SHAPE):
         if at[1] == 0:
             expected = Reason.NEVER_SUPPORTED

@@ -39,17 +39,34 @@ def test_on_the_null_tests_keep_their_level_and_the_naive_one_does_not(
     planted: dict[str, Any], tmp_path: Path
 ) -> None:
     run = planted["null"](tmp_path, 0, 0.8, 640, 300)
-    for name in ("drift", "sign"):
+    for name in ("departure", "drift", "sign"):
         assert all(share <= 1.2 * level for share, level in zip(run[name], (0.01, 0.05, 0.1), strict=True))
     assert run["naive t of steps"][1] > 0.1
 
 
 def test_from_zero_confirmed_edges_are_the_teachers(planted: dict[str, Any], tmp_path: Path) -> None:
     run = planted["blocks"](tmp_path, 0, 0.05, "zero", 960)
-    for name in ("drift local", "drift by", "sign e-bh"):
+    for name in ("departure local", "departure by", "drift local", "drift by", "sign e-bh"):
         assert run[name]["fdp"] <= 0.12
         assert run[name]["recall"] > 0.7
     assert run["auprc"]["drift"] > 0.9 > run["auprc"]["random"]
+
+
+def test_what_walked_to_zero_from_torchs_start_has_a_drift_and_no_departure(
+    planted: dict[str, Any], tmp_path: Path
+) -> None:
+    run = planted["blocks"](tmp_path, 0, 0.05, "default", 960)
+    assert run["drift local"]["fdp"] > 0.5
+    for name in ("departure local", "departure by"):
+        assert run[name]["fdp"] <= 0.12
+        assert run[name]["recall"] > 0.5
+
+
+def test_means_tell_how_far_the_false_share_may_be_off(planted: dict[str, Any]) -> None:
+    seeds = [{"recall": 1.0, "fdp": value} for value in (0.0, 0.1, 0.2)]
+    mean = planted["mean_of"](seeds)
+    assert mean["fdp"] == pytest.approx(0.1)
+    assert mean["fdp_half_width"] == pytest.approx(4.302653 * 0.1 / 3**0.5)  # Student's, 2 degrees
 
 
 def test_the_figures_are_those_of_scikit_learn(planted: dict[str, Any]) -> None:
