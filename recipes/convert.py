@@ -25,12 +25,15 @@ def main(
     density: Annotated[float, typer.Option(help="Share of each layer's dependencies to keep.")] = 0.6,
     tokens: Annotated[int, typer.Option(min=1, help="Images a batch that the plan is timed for.")] = 512,
     refuse: Annotated[bool, typer.Option(help="Leave dense what would not be faster.")] = True,
+    compensate: Annotated[
+        bool, typer.Option(help="Refit what is kept by least squares, on the training images.")
+    ] = False,
 ) -> None:
     """Convert one run; writes RUN/converted, RUN/plan.json and RUN/mask.safetensors, replacing what is there.
 
     Rows of 64 outputs share one set of inputs, so that what stays runs as dense products. The default
     criterion and density were chosen by looking at the held-out images of five seeds. Look at
-    `python recipes/compare.py` next, or try `--density 0.2`, `--by magnitude`, `--no-refuse`.
+    `python recipes/compare.py` next, or try `--density 0.2 --compensate`, `--by magnitude`, `--no-refuse`.
     """
     console = terminal()
     with console.status("scoring, planning and timing"):
@@ -39,8 +42,12 @@ def main(
         scores = gt.score(ledger, dense, by=by)
         mask = gt.select(scores, density=density, granularity="rows")
         plan = gt.plan(dense, mask, tokens=tokens, refuse=refuse)
-        converted = gt.convert_(deepcopy(dense), plan)
-        masked = gt.apply_mask_(deepcopy(dense), plan)
+        masked = (
+            gt.compensate_(deepcopy(dense), plan, [digits().train_images])
+            if compensate
+            else gt.apply_mask_(deepcopy(dense), plan)
+        )
+        converted = gt.convert_(deepcopy(masked), plan)
         images = digits().test_images
         report = gt.verify(masked, converted, images)
         batch = images[torch.arange(tokens) % len(images)]

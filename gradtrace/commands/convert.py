@@ -46,12 +46,20 @@ def convert(
     granularity: Granularity = "rows",
     tokens: Tokens = 512,
     refuse: Refuse = True,
+    compensate: Annotated[
+        bool,
+        typer.Option(
+            "--compensate/--no-compensate",
+            help='Refit what is kept by least squares, from a ledger recorded with below=("inputs", "gram").',
+        ),
+    ] = False,
     validate: Validate = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a trained model: plan, replace the layers that gain, verify each against its masked self, save.
 
-    A converted layer must equal the masked dense one, or nothing is written.
+    A converted layer must equal the masked dense one, or nothing is written. With --compensate what is kept
+    makes up for what is dropped.
 
     Example: `gradtrace convert runs/mnist/seed-0/mnist.ledger.zarr runs/mnist/seed-0/mnist.ckpt converted
     --density 0.5 --model recipes.mnist:model --validate recipes.mnist:validate`
@@ -62,6 +70,11 @@ def convert(
 
     import gradtrace as gt
     from gradtrace.commands.named_target import named_target, quality
+    from gradtrace.report.compensation_table import (
+        compensation_facts,
+        compensation_lines,
+        compensation_table,
+    )
     from gradtrace.report.tables import plan_lines, plan_table
 
     if validate is not None:
@@ -78,28 +91,25 @@ def convert(
         refuse=refuse,
         model=model,
     )
-    converted = deepcopy(dense)
-    gt.convert_(converted, made)
-    masked = deepcopy(dense)
-    gt.apply_mask_(masked, made)
+    found = gt.compensation(dense, made, gt.Ledger.open(ledger)) if compensate else None
+    fitted = dense if found is None else found.apply_(deepcopy(dense))
+    converted = gt.convert_(deepcopy(fitted), made)
+    masked = gt.apply_mask_(deepcopy(fitted), made)
     generator = torch.Generator().manual_seed(0)
     for name in made.converted:
         batch = torch.randn(tokens, made[name].mask.shape[1], generator=generator)
         gt.verify(masked.get_submodule(name), converted.get_submodule(name), batch)
-    found = (
-        {}
-        if validate is None
-        else {
-            "dense": quality(validate, dense),
-            "masked": quality(validate, masked),
-            "converted": quality(validate, converted),
-        }
-    )
+    asked = {"dense": dense, "masked": gt.apply_mask_(deepcopy(dense), made)}
+    asked |= {"converted": converted} if found is None else {"compensated": masked, "converted": converted}
+    said = {} if validate is None else {what: quality(validate, one) for what, one in asked.items()}
     gt.save(converted, out)
     lines = (
         *plan_lines(made),
-        *(f"{what}: {value:.4g}" for what, value in found.items()),
+        *(() if found is None else compensation_lines(found)),
+        *(f"{what}: {value:.4g}" for what, value in said.items()),
         f"{len(made.converted)} of {len(made)} layers converted and verified; saved to {out}",
     )
-    data = plan_facts(made, mask) | {"out": str(out), "converted": made.converted, "quality": found or None}
-    show(as_json, data, plan_table(made), lines=lines)
+    data = plan_facts(made, mask) | {"out": str(out), "converted": made.converted, "quality": said or None}
+    data["compensation"] = None if found is None else compensation_facts(found)
+    tables = (plan_table(made),) if found is None else (plan_table(made), compensation_table(found))
+    show(as_json, data, *tables, lines=lines)

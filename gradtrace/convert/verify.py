@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradtrace.convert.evaluation import arguments, in_eval
 from gradtrace.convert.linears import nearest
+from gradtrace.convert.lost import lost_shares
 from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.errors import InvalidValueError, MismatchError, NotEquivalentError
@@ -37,21 +38,30 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """The difference of the outputs and of each converted layer on the same input, by canonical name."""
+    """The difference of the outputs and of each converted layer on the same input, by canonical name.
+
+    `lost`: where the original was given, how far each converted layer is from the layer that it was before
+    mask and compensation: mean squared difference in shares of the variance of that layer's output.
+    """
 
     output: Difference
     layers: Mapping[str, Difference]
+    lost: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verification:
+def verify(
+    reference_model: nn.Module, model: nn.Module, batch: object, *, original: nn.Module | None = None
+) -> Verification:
     """Run both models on `batch` in eval mode and compare outputs and converted layers.
 
     `reference_model` is the dense model that `model` must equal: `apply_mask_(copy, plan)` with the plan
-    that converted it. `batch` is a tensor, a tuple of positional arguments or a dict of keyword arguments,
-    on the models' device. A layer is compared on the input that it has in `model`, so one layer's error does
-    not count for the next. Both models keep their modes and gradients. Tolerances are relative to the
-    largest reference value: 1e-12 for float64, 1e-5 for float32, 2e-3 for float16, 2e-2 for bfloat16.
+    that converted it, or `compensate_(copy, plan, ...)`. With `original`, the model as it was trained, the
+    report says too what mask and compensation change, layer by layer. `batch` is a tensor, a tuple of
+    positional arguments or a dict of keyword arguments, on the models' device. A layer is compared on the
+    input that it has in `model`, so one layer's error does not count for the next. All models keep their
+    modes and gradients. Tolerances are relative to the largest reference value: 1e-12 for float64, 1e-5 for
+    float32, 2e-3 for float16, 2e-2 for bfloat16.
 
     Raises:
         NotEquivalentError: a difference beyond its tolerance, or a value that is not finite.
@@ -60,6 +70,8 @@ def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verif
     """
     check_model(reference_model, "reference_model")
     check_model(model)
+    if original is not None:
+        check_model(original, "original")
     args, kwargs = arguments(batch)
     with in_eval(reference_model), in_eval(model):
         expected = list(_tensors(reference_model(*args, **kwargs)))
@@ -85,7 +97,10 @@ def verify(reference_model: nn.Module, model: nn.Module, batch: object) -> Verif
             got=f"{first.relative:.3g} (absolute {first.absolute:.3g})",
             remedy="compare with the masked dense model: gt.apply_mask_(copy of the original, plan)",
         )
-    return Verification(output, layers)
+    if original is None:
+        return Verification(output, layers)
+    with in_eval(original), in_eval(model):
+        return Verification(output, layers, lost_shares(original, model, args, kwargs))
 
 
 def _compare_layers(

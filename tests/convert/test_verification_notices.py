@@ -15,6 +15,7 @@ import gradtrace as gt
 from gradtrace.errors import InvalidValueError, MismatchError, NotEquivalentError
 from gradtrace.structure.plan import LayerPlan, Plan
 from gradtrace.structure.row_groups import row_groups
+from gradtrace.structure.trimmed import trimmed
 
 
 class Net(nn.Module):
@@ -232,3 +233,29 @@ def test_models_that_do_not_belong_together_are_refused() -> None:
     integers = Net(lambda y: y.argmax(1))
     with pytest.raises(InvalidValueError, match="at least one floating-point tensor"):
         gt.verify(integers, integers, torch.randn(4, 24))
+
+
+def test_what_mask_and_compensation_change_is_told_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 8)).double()
+    x = torch.randn(200, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    layers = {}
+    for name, shape in (("0", (20, 12)), ("2", (8, 20))):
+        mask = np.repeat(rng.random((1, shape[1])) < 0.5, shape[0], axis=0)
+        layers[name] = LayerPlan("trimmed", trimmed(mask), mask, 1.0, 1.0, None, "")
+    plan = Plan(layers)
+    found = gt.compensation(dense, plan, [x])
+    told = {}
+    for kind, masked in (
+        ("alone", gt.apply_mask_(copy.deepcopy(dense), plan)),
+        ("compensated", found.apply_(copy.deepcopy(dense))),
+    ):
+        converted = gt.convert_(copy.deepcopy(masked), plan)
+        assert gt.verify(masked, converted, x).lost == {}
+        told[kind] = gt.verify(masked, converted, x, original=dense).lost
+    for name, layer in found.items():
+        assert told["alone"][name] == pytest.approx(layer.before, rel=1e-9)
+        assert told["compensated"][name] == pytest.approx(layer.after, rel=1e-9)
+    with pytest.raises(MismatchError, match="the original has no layer '2'"):
+        gt.verify(masked, converted, x, original=dense[:2])
