@@ -3,9 +3,14 @@
 Every round writes and reads both, one right after the other, each first in every other round, with nothing
 left to be written by the system. A ratio is the median over the rounds of the ratio in one:
 1. commit: one entry of all accumulators, durable, against writing and fsyncing its arrays as plain files;
-2. read: every total of every parameter, against np.fromfile of the same bytes, with the files in the page
-   cache (warm) and dropped from it (cold). Totals are float64 or int64, twice the bytes of what is stored: a
-   second comparison gives the plain files that conversion too;
+2. read, with the files in the page cache (warm) and dropped from it (cold), every total of every parameter:
+   as whole arrays, and by `Ledger.walk`, which uses the memory of a chunk again for the next one. Peers:
+   - read: np.fromfile of the same bytes, into new memory as whole arrays are;
+   - read into one buffer: readinto of 16 MiB at a time, which the next ones overwrite: the data is moved once
+     and never looked at, a bound that nothing that checks or converts can reach;
+   - read, check and convert: plain files with crc32c and the conversion to float64 or int64, twice the bytes
+     of what is stored, added up on one thread; in new memory for whole arrays, in the same for a walk.
+   Whole arrays cannot come near a bare read: the system clears twice as much new memory for them.
 3. merge: four entries into one, against nothing, as a cost.
 Ratios are speeds: above 1 the ledger is faster. Peak extra memory is measured apart, with tracemalloc.
 """
@@ -19,6 +24,7 @@ import shutil
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -33,12 +39,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 import gradtrace as gt
+from gradtrace.ledger.array_reader import BLOCK
+from gradtrace.ledger.encoding import checksum, extended
 from gradtrace.ledger.format import ACCUMULATORS, Layout, ParameterInfo
 from gradtrace.ledger.writer import LedgerWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.7
 WIDTH = 1024
+# Bytes that a plain reader reads at once: those of a chunk.
+CHUNK = 2**24
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -102,19 +112,57 @@ def read_plain(folders: list[Path]) -> None:
             np.fromfile(folder / name, dtype)
 
 
+def read_plain_into(folders: list[Path]) -> None:
+    buffer = np.empty(CHUNK, np.uint8)
+    for folder in folders:
+        for name in ACCUMULATORS:
+            with (folder / name).open("rb", buffering=0) as file:
+                while file.readinto(buffer.data):
+                    pass
+
+
+def wide(dtype: str) -> type[np.generic]:
+    return np.float64 if dtype.startswith("float") else np.int64
+
+
 def add_plain(folders: list[Path]) -> None:
     for name, dtype in ACCUMULATORS.items():
-        first, *others = folders
-        wide = np.float64 if dtype.startswith("float") else np.int64
-        total = np.fromfile(first / name, dtype).astype(wide)
-        for folder in others:
-            total += np.fromfile(folder / name, dtype)
+        total: NDArray[Any] | None = None
+        for folder in folders:
+            part = np.fromfile(folder / name, dtype)
+            checksum(part)
+            total = part.astype(wide(dtype)) if total is None else np.add(total, part, out=total)
+
+
+def walk_plain(folders: list[Path]) -> None:
+    buffer, room = np.empty(BLOCK, np.uint8), np.empty(BLOCK // 4, np.float64)
+    for name, dtype in ACCUMULATORS.items():
+        with ExitStack() as stack:
+            files = [stack.enter_context((folder / name).open("rb", buffering=0)) for folder in folders]
+            crcs, total = [0] * len(files), room.view(wide(dtype))
+            while True:
+                for position, file in enumerate(files):
+                    count = file.readinto(buffer.data)
+                    crcs[position] = extended(crcs[position], buffer[:count])
+                    part = buffer[:count].view(dtype)
+                    if position:
+                        total[: part.size] += part
+                    else:
+                        np.copyto(total[: part.size], part)
+                if not count:
+                    break
 
 
 def read_ledger(path: Path) -> None:
     for record in gt.Ledger.open(path).values():
         for name in ACCUMULATORS:
             getattr(record, name)
+
+
+def walk_ledger(path: Path) -> None:
+    ledger = gt.Ledger.open(path)
+    for _ in ledger.walk(ledger, tuple(ACCUMULATORS)):
+        pass
 
 
 def drop(folder: Path) -> None:
@@ -196,8 +244,11 @@ class Bench:
         plain = self.plain(entries)
         actions: dict[str, Callable[[], object]] = {
             "plain": lambda: read_plain(plain),
-            "converted": lambda: add_plain(plain),
-            "ledger": lambda: read_ledger(self.ledger(entries)),
+            "buffer": lambda: read_plain_into(plain),
+            "plain whole": lambda: add_plain(plain),
+            "plain walk": lambda: walk_plain(plain),
+            "whole": lambda: read_ledger(self.ledger(entries)),
+            "walk": lambda: walk_ledger(self.ledger(entries)),
         }
         for what, action in self.in_turn(actions, f"read {state} {entries} plain"):
             if state == "cold":
@@ -236,6 +287,7 @@ class Bench:
         return {
             "commit": written,
             "read": peak(lambda: read_ledger(self.ledger(1))) - largest,
+            "walk": peak(lambda: walk_ledger(self.ledger(1))),
             "read_largest_total": largest,
         }
 
@@ -259,10 +311,12 @@ def rows_of(bench: Bench, states: list[str]) -> list[dict[str, Any]]:
     rows = [row("commit", "write ledger", "write plain", "write and fsync")]
     for state in states:
         for entries in bench.layouts:
-            what = f"totals of {entries} {'entry' if entries == 1 else 'entries'}, {state}"
+            of = f"totals of {entries} {'entry' if entries == 1 else 'entries'}, {state}"
             key = f"read {state} {entries}"
-            rows.append(row(what, f"{key} ledger", f"{key} plain", "read"))
-            rows.append(row(what, f"{key} ledger", f"{key} converted", "read and convert"))
+            for way, what in (("whole", f"whole {of}"), ("walk", f"walk over {of}")):
+                rows.append(row(what, f"{key} {way}", f"{key} plain", "read"))
+                rows.append(row(what, f"{key} {way}", f"{key} buffer", "read into one buffer"))
+                rows.append(row(what, f"{key} {way}", f"{key} plain {way}", "read, check and convert"))
     return rows
 
 
@@ -298,7 +352,8 @@ def main(
         f"Merging four entries of {bench.bytes / 4e9:.3g} GB into one takes {merged:.2f} s, "
         f"{merged / (bench.bytes / 1e9):.2f} s for each GB read.\n"
         f"Peak extra memory: {memory['commit'] / 1e6:.0f} MB to commit, beside the arrays; "
-        f"{memory['read'] / 1e6:.0f} MB to read every total, beside the array that is handed out.",
+        f"{memory['read'] / 1e6:.0f} MB to read every total, beside the array that is handed out; "
+        f"{memory['walk'] / 1e6:.0f} MB to walk over all.",
         highlight=False,
     )
     machine = {
