@@ -207,6 +207,11 @@ INLINE void panel_rows(const int tall, const int deep, const float *weight, int6
     }
     for (int64_t i = 0; i < k; i++) {
         const float *x = panel + (int64_t)inputs[i] * (deep * LANES);
+        if (i % 16 == 0) { /* a cache line of the next rows */
+            UNROLL
+            for (int r = 0; r < tall; r++)
+                __builtin_prefetch(rows[r] + tall * k + i);
+        }
         vector value[DEEP];
         UNROLL
         for (int v = 0; v < deep; v++)
@@ -290,8 +295,11 @@ INLINE void dot_rows(const int tokens, const float *weight, int64_t k, int64_t l
     for (; i + LANES <= k; i += LANES) {
         vector factor[ROWS];
         UNROLL
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < ROWS; r++) {
+            /* The next rows: four streams that jump every few lines are more than the processor foresees. */
+            __builtin_prefetch(rows[r] + ROWS * k + i);
             factor[r] = load(rows[r] + i);
+        }
         UNROLL
         for (int t = 0; t < tokens; t++) {
             const vector value = load(x + t * x_row + i);

@@ -26,10 +26,11 @@ class CostTable:
     """Seconds for `tokens` rows of input, on one device, dtype and number of threads.
 
     `gemm[i][j]` is the time of a dense layer with `inputs[i]` inputs and `outputs[j]` outputs. Running
-    sub-operators costs `per_call`, `fill` for each element of the layer's output and, for each sub-operator,
-    `per_sub_operator`, its product, and `gather` and `scatter` for each element read and written (an element
-    is one token of one feature). The product of a sub-operator is its dense time less the smallest in the
-    table, which is nearly all dispatch.
+    sub-operators costs `per_call`, `turn` and `fill` for each element of the layer's input and output and,
+    for each sub-operator, `per_sub_operator`, its product, and `gather` and `scatter` for each element read
+    and written (an element is one token of one feature). The product of a sub-operator is its dense time less
+    the smallest in the table, which is nearly all dispatch. Where one call multiplies all sub-operators,
+    products cost by the weight instead: `rates[i]` for each, where the layer has `weights[i]` in all.
 
     Raises:
         InvalidValueError: a grid with fewer than two sizes or not ascending, a time that is not finite and
@@ -45,13 +46,16 @@ class CostTable:
     fill: float = 0.0
     per_sub_operator: float = 0.0
     per_call: float = 0.0
+    turn: float = 0.0
+    weights: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.tokens) is not int or self.tokens < 1:
             raise _invalid("tokens", "an integer of at least 1", self.tokens)
         object.__setattr__(self, "inputs", _grid(self.inputs, "inputs"))
         object.__setattr__(self, "outputs", _grid(self.outputs, "outputs"))
-        for name in ("gather", "scatter", "fill", "per_sub_operator", "per_call"):
+        for name in ("gather", "scatter", "fill", "per_sub_operator", "per_call", "turn"):
             object.__setattr__(self, name, _seconds(getattr(self, name), name, zero=True))
         if not _is_list(self.gemm) or not all(_is_list(row) for row in self.gemm):
             raise _invalid("gemm", "rows of seconds", self.gemm)
@@ -60,20 +64,38 @@ class CostTable:
         if len(gemm) != len(self.inputs) or {len(row) for row in gemm} != {len(self.outputs)}:
             raise _invalid("gemm", f"{len(self.inputs)} rows of {len(self.outputs)} seconds", self.gemm)
 
+        if not _is_list(self.rates) or not _is_list(self.weights) or len(self.rates) != len(self.weights):
+            raise _invalid("rates", "as many as weights", self.rates)
+        rates = tuple(_seconds(value, "rates", zero=True) for value in self.rates)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "weights", _grid(self.weights, "weights") if rates else ())
+
     def predict_dense(self, in_features: int, out_features: int) -> float:
         """Seconds of a dense layer (out_features, in_features)."""
         return float(self._products(in_features, out_features))
 
-    def predict_sub_operators(self, sub_operators: Sequence[SubOperator], out_features: int) -> float:
-        """Seconds of a layer of `out_features` outputs that runs as `sub_operators`."""
+    def predict_sub_operators(
+        self, sub_operators: Sequence[SubOperator], in_features: int, out_features: int
+    ) -> float:
+        """Seconds of a layer (out_features, in_features) that runs as `sub_operators`."""
         inputs = np.array([len(part.inputs) for part in sub_operators], dtype=np.float64)
         outputs = np.array([len(part.outputs) for part in sub_operators], dtype=np.float64)
-        products = self._products(inputs, outputs) - min(map(min, self.gemm))
+        if self.rates:
+            weights = (inputs * outputs).sum()
+            products = weights * np.interp(np.log(max(weights, 1)), np.log(self.weights), self.rates)
+        else:
+            products = np.maximum(self._products(inputs, outputs) - min(map(min, self.gemm)), 0.0).sum()
         return float(
             self.per_call
             + self.tokens
-            * (self.fill * out_features + self.gather * inputs.sum() + self.scatter * outputs.sum())
-            + (self.per_sub_operator + np.maximum(products, 0.0)).sum()
+            * (
+                self.turn * in_features
+                + self.fill * out_features
+                + self.gather * inputs.sum()
+                + self.scatter * outputs.sum()
+            )
+            + self.per_sub_operator * len(inputs)
+            + products
         )
 
     def to_json(self) -> str:

@@ -93,9 +93,9 @@ def _stays_dense(mask: NDArray[np.bool_], seconds: float, said: str, needed: flo
 def _fastest(mask: NDArray[np.bool_], cost: CostTable) -> tuple[float, Candidate]:
     found = candidates(mask)
     best = next(found)
-    least = cost.predict_sub_operators(best.sub_operators, len(mask))
+    least = cost.predict_sub_operators(best.sub_operators, mask.shape[1], len(mask))
     for candidate in found:
-        seconds = cost.predict_sub_operators(candidate.sub_operators, len(mask))
+        seconds = cost.predict_sub_operators(candidate.sub_operators, mask.shape[1], len(mask))
         # A form with more pieces has to promise more than a tie.
         if seconds < least * _TIE:
             least, best = seconds, candidate

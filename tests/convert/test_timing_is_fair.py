@@ -11,6 +11,7 @@ from torch import nn
 
 import gradtrace as gt
 from gradtrace.convert import timing
+from gradtrace.convert.fitting import structures_of, weights_of, wide_structures
 from gradtrace.structure.cost import CostTable
 from gradtrace.structure.plan import LayerPlan
 from gradtrace.structure.trimmed import trimmed
@@ -43,6 +44,13 @@ def test_all_are_called_in_turn_and_slow_moments_do_not_count(monkeypatch: pytes
     assert log == ["a", "b"] * 9
 
 
+def test_what_is_short_warms_up_before_each_call_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = Clock(monkeypatch), list[str]()
+    worker = clock.worker(iter([0.003, *[0.004, 0.001] * 8]), log, "a")
+    assert timing.quartiles([worker], CPU, budget=0.0) == pytest.approx([0.001])  # type: ignore[list-item]
+    assert len(log) == 1 + 2 * 8
+
+
 def test_a_budget_buys_more_rounds_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = Clock(monkeypatch), list[str]()
     timing.quartiles([clock.worker(iter([1.0] * 100), log, "a")], CPU, budget=9.5)  # type: ignore[list-item]
@@ -69,24 +77,32 @@ def test_a_device_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     timing._measured.cache_clear()
 
 
-def test_known_costs_are_recovered_from_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rated", [False, True])
+def test_known_costs_are_recovered_from_what_is_measured(
+    rated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A device whose every cost is known: the table has to say the same again."""
     sizes = timing._SIZES
     gemm = tuple(tuple(1e-5 + 1e-10 * k * n for n in sizes) for k in sizes)
-    true = CostTable(8, sizes, sizes, gemm, 3e-9, 5e-9, 2e-9, 7e-6, 4e-5)
+    weights = weights_of(8) if rated else ()
+    rates = tuple(1e-10 * (number + 1) for number in range(len(weights)))
+    true = CostTable(8, sizes, sizes, gemm, 3e-9, 5e-9, 2e-9, 7e-6, 4e-5, 1e-9, weights, rates)
+    structures = structures_of(1024) + wide_structures(weights)
+    monkeypatch.setattr(timing, "compiled_products", lambda: print if rated else None)
 
     def quartiles(functions: list[object], device: torch.device, budget: float) -> list[float]:
         if len(functions) == len(sizes) ** 2:
             return [true.predict_dense(k, n) for k in sizes[::-1] for n in sizes[::-1]]
-        return [true.predict_sub_operators(parts, side) for side, parts in timing._structures(1024)]
+        return [true.predict_sub_operators(parts, i, o) for i, o, parts in structures]
 
     monkeypatch.setattr(timing, "quartiles", quartiles)
     monkeypatch.setattr(timing, "_affordable", lambda *key: sizes)
     timing._measured.cache_clear()
     found = timing.cost_table(CPU, torch.float32, 8)
     timing._measured.cache_clear()
-    for name in ("gather", "scatter", "fill", "per_sub_operator", "per_call"):
-        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-6), name
+    for name in ("gather", "scatter", "fill", "turn", "per_sub_operator", "per_call", "rates"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-5), name
+    assert found.weights == weights
 
 
 def test_a_real_calibration_is_a_valid_table() -> None:

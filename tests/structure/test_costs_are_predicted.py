@@ -49,20 +49,38 @@ def test_sub_operators_cost_their_products_elements_and_fixed_parts() -> None:
     floor = SECONDS * 16 * 16
     products = SECONDS * (64 * 16 + 256 * 64) - 2 * floor
     elements = 100 * ((64 + 256) * 1e-9 + (16 + 64) * 2e-9 + 200 * 3e-9)
-    assert TABLE.predict_sub_operators(parts, 200) == pytest.approx(1e-4 + 2e-5 + products + elements)
+    assert TABLE.predict_sub_operators(parts, 300, 200) == pytest.approx(1e-4 + 2e-5 + products + elements)
+    turned = replace(TABLE, turn=4e-9).predict_sub_operators(parts, 300, 200)
+    assert turned == pytest.approx(1e-4 + 2e-5 + products + elements + 100 * 300 * 4e-9)
 
 
 def test_no_sub_operator_still_costs_the_call_and_the_output() -> None:
-    assert TABLE.predict_sub_operators((), 200) == pytest.approx(1e-4 + 100 * 200 * 3e-9)
+    assert TABLE.predict_sub_operators((), 300, 200) == pytest.approx(1e-4 + 100 * 200 * 3e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "rate"), [(1, 1e-9), (100, 1e-9), (1000, 2e-9), (10_000, 3e-9), (40_000, 3e-9)]
+)
+def test_where_one_call_multiplies_all_a_weight_costs_by_how_many_there_are(
+    weights: int, rate: float
+) -> None:
+    rated = CostTable(1, SIZES, SIZES, TABLE.gemm, weights=(100, 10_000), rates=(1e-9, 3e-9))
+    parts = [SubOperator(np.arange(1), np.arange(1)) for _ in range(weights)]
+    assert rated.predict_sub_operators(parts, 9, 9) == pytest.approx(rate * weights)
 
 
 @given(
     gemm=st.lists(st.floats(1e-9, 1e3), min_size=6, max_size=6),
-    rest=st.lists(st.floats(0, 1e3), min_size=5, max_size=5),
+    rest=st.lists(st.floats(0, 1e3), min_size=6, max_size=6),
+    rates=st.one_of(st.just(()), st.tuples(st.floats(0, 1e3), st.floats(0, 1e3))),
 )
-def test_json_gives_the_same_table_back(gemm: list[float], rest: list[float]) -> None:
+def test_json_gives_the_same_table_back(
+    gemm: list[float], rest: list[float], rates: tuple[float, ...]
+) -> None:
     rows = (tuple(gemm[:3]), tuple(gemm[3:]))
-    table = CostTable(7, (1, 5), (2, 3, 4), rows, *rest)
+    gather, scatter, fill, each, call, turn = rest
+    weights = (8, 16)[: len(rates)]
+    table = CostTable(7, (1, 5), (2, 3, 4), rows, gather, scatter, fill, each, call, turn, weights, rates)
     assert CostTable.from_json(table.to_json()) == table
 
 
@@ -87,6 +105,9 @@ def test_json_gives_the_same_table_back(gemm: list[float], rest: list[float]) ->
         ("scatter", "fast"),
         ("fill", True),
         ("per_call", None),
+        ("turn", -1.0),
+        ("rates", (1e-9, 2e-9)),
+        ("rates", 1e-9),
     ],
 )
 def test_a_number_that_is_none_is_refused_by_name(field: str, value: object) -> None:
