@@ -10,7 +10,7 @@ left to be written by the system. A ratio is the median over the rounds of the r
      and never looked at, a bound that nothing that checks or converts can reach;
    - read, check and convert: plain files with crc32c and the conversion to float64 or int64, twice the bytes
      of what is stored, added up on one thread; in new memory for whole arrays, in the same for a walk.
-   Whole arrays cannot come near a bare read: the system clears twice as much new memory for them.
+   Whole arrays are twice the bytes of what is read, in new memory that the system has to clear.
 3. merge: four entries into one, against nothing, as a cost.
 Ratios are speeds: above 1 the ledger is faster. Peak extra memory is measured apart, with tracemalloc.
 """

@@ -23,6 +23,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 # Elements of a block: that of five accumulators stays in a core's cache until it is used.
 _BLOCK = 2**16
+# Arrays read at once: with more, a disk jumps between files and cores between sums.
+_THREADS = 2
 
 
 class Block(NamedTuple):
@@ -68,7 +70,7 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
     length = chunk_elements(size)
     fills = {one: sums.filling(first, one) for one in accumulators}
     memory = {one: np.empty(min(length, size), total_dtype(one)) for one in accumulators}
-    with ThreadPoolExecutor(max(1, len(fills)), thread_name_prefix="gradtrace-read") as pool:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:
         for chunk in range(first.begin // length, -(-run[-1][1].end // length)):
             begin, end = chunk * length, min((chunk + 1) * length, size)
             here = [(name, place) for name, place in run if place.begin < end and begin < place.end]
