@@ -14,6 +14,7 @@ from gradtrace.errors import GradtraceError
 if TYPE_CHECKING:
     from gradtrace.comparison.compare import compare
     from gradtrace.comparison.comparison import Comparison
+    from gradtrace.convert.anneal import anneal
     from gradtrace.convert.compensate import compensate_, compensation
     from gradtrace.convert.measured_moments import input_moments
     from gradtrace.convert.planning import plan
@@ -43,6 +44,7 @@ __all__ = [
     "Recorder",
     "RoutedLinear",
     "Scores",
+    "anneal",
     "apply_mask_",
     "compare",
     "compensate_",
@@ -69,6 +71,7 @@ _HOME = {
     "Recorder": "recorder.recorder",
     "RoutedLinear": "convert.routed_linear",
     "Scores": "evidence.score",
+    "anneal": "convert.anneal",
     "apply_mask_": "convert.surgery",
     "compare": "comparison.compare",
     "compensate_": "convert.compensate",
