@@ -32,6 +32,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/zero_support.py
 	$(BIN)/python benchmarks/ledger_io.py
 	$(BIN)/python benchmarks/planted.py
+	$(BIN)/python benchmarks/routed_linear.py
 	$(BIN)/python benchmarks/compensation.py
 	$(INSTALL) -e ".[bench]"
 	$(INSTALL) --no-deps backpack-for-pytorch  # without its torchvision, which must match the build of torch

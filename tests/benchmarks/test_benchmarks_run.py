@@ -12,6 +12,7 @@ import language
 import ledger_io
 import overhead
 import pytest
+import routed_linear
 
 
 def test_overhead_times_watchers_in_turns(
@@ -61,3 +62,23 @@ def test_compensation_is_measured_from_ledger_and_batches(
         assert [(row["granularity"], row["density"]) for row in rows] == list(compensation.SHAPES)
         assert all(0 < row["promised"] <= 1 for row in rows)
     assert "inputs of 64 rows at once, density 0.5" in capsys.readouterr().out
+
+
+def test_routed_linear_times_layers_beside_their_peers_and_judges_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(routed_linear, "SHAPES", ((64, 256),))
+    monkeypatch.setattr(routed_linear, "TOKENS", (1, 9))
+    monkeypatch.setattr(routed_linear, "OPERATORS", 0)
+    monkeypatch.setattr(routed_linear, "counts", lambda: (1,))
+    out, picture = tmp_path / "results" / "figures.json", tmp_path / "picture.png"
+    routed_linear.main(quick=False, seconds=0.01, out=out, picture=picture)
+    figures = json.loads(out.read_text())
+    rows = figures["rows"]
+    assert len(rows) == 2 * 12
+    assert all(row["counted"] and row["seconds"]["routed"]["median"] > 0 for row in rows)
+    assert {"torch BSR", "torch CSR", "scipy CSR", "bmm"} == set(rows[6]["times"])
+    assert picture.stat().st_size > 0
+    said = capsys.readouterr().out
+    assert "Speed over dense as a share of 1/density: median" in said
+    assert said.count("x or more") == 1
