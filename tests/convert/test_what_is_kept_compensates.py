@@ -346,6 +346,30 @@ def test_a_ledger_of_another_model_is_refused(run: Any) -> None:
     assert_untouched(other, before)
 
 
+def test_weights_of_another_run_are_refused(tmp_path: Path) -> None:
+    def fresh(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(20, 16))
+
+    model = fresh(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    path = tmp_path / "run.ledger.zarr"
+    with gt.Recorder(model, path, below=("inputs", "gram"), below_every=1) as recorder:
+        for _ in range(4):
+            x = torch.randn(32, 20)
+            x[:, 10:] = 0  # what no gradient ever moves tells the runs apart
+            model(x).square().mean().backward()
+            recorder.observe(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+    ledger, other = gt.Ledger.open(path), fresh(1)
+    assert len(gt.compensation(model, masks_of(model), ledger)) == 1
+    before = state_of(other)
+    with pytest.raises(MismatchError, match="not those of the run that the ledger recorded"):
+        gt.compensate_(other, masks_of(other), ledger)
+    assert_untouched(other, before)
+
+
 def broken(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         model.get_parameter("5.weight")[0, 0] = float("nan")
