@@ -24,7 +24,14 @@ from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
 from gradtrace.recorder.parameters import Selection
 from gradtrace.recorder.recorder import Recorder
-from gradtrace.recorder.settings import Mode, OnError, check_merge, check_on_error, check_settings
+from gradtrace.recorder.settings import (
+    Mode,
+    OnError,
+    check_merge,
+    check_on_error,
+    check_settings,
+    check_switch,
+)
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
@@ -61,6 +68,8 @@ class GradientLedger(Callback):
         on_error: what to do when the storage fails during training: "raise", or "warn"; see `Recorder`.
         below: evidence below the step: any of "positions", "samples", "inputs" and "gram"; see `Recorder`.
         below_every: one step of this many, a power of two, is watched for it.
+        decoys: also sum window sums with random signs, to check tests on this very run; see `Recorder`.
+        movement: also sum products with the weights, for the criterion `movement`; see `Recorder`.
 
     Raises:
         LedgerExistsError: before training starts, when the path exists and `mode` does not allow it.
@@ -83,11 +92,15 @@ class GradientLedger(Callback):
         on_error: OnError = "raise",
         below: Word | Sequence[Word] = (),
         below_every: int = 16,
+        decoys: bool = False,
+        movement: bool = False,
     ) -> None:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
         check_merge(merge)
+        check_switch("decoys", decoys)
+        check_switch("movement", movement)
         wanted = check_below(below, below_every)
         Selection.of(include, exclude)
         storage_at(path, storage_options)
@@ -104,6 +117,8 @@ class GradientLedger(Callback):
             "on_error": on_error,
             "below": list(wanted.words),
             "below_every": below_every,
+            "decoys": decoys,
+            "movement": movement,
         }
         self._recorder: Recorder | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

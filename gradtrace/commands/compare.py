@@ -43,6 +43,7 @@ def compare(
     """
     import gradtrace as gt
     from gradtrace.evidence.agreement import agreement
+    from gradtrace.evidence.calibration import calibration
     from gradtrace.evidence.curves import Curves, quality_at_density
     from gradtrace.report.tables import agreement_table, quality_table, verdict_lines
 
@@ -82,6 +83,10 @@ def compare(
     if curves is not None:
         tables.append(quality_table(curves))
         lines = verdict_lines(curves)
+    if "decoy_sum" in opened.accumulators:
+        checked = calibration(opened)
+        data["calibration"] = checked.to_json()
+        lines = (*checked.findings, *lines)
     show(as_json, data, *tables, lines=lines)
 
 

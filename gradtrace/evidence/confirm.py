@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError
+from gradtrace.evidence.calibration import warn_if_off
 from gradtrace.evidence.given_scores import (
     by_family,
     checked_arrays,
@@ -56,7 +57,8 @@ def confirm(
     - "e-bh": a certificate under any dependence from e-values (`sign`), whenever training ended.
 
     `scope`: one family of tests for every parameter, or one for all. "Not confirmed" is not "expendable":
-    a mask of what matters comes from `select`.
+    a mask of what matters comes from `select`. Where the run recorded decoys and they say that the null of
+    `drift` is off, a warning is logged.
 
     Raises InvalidValueError for arguments out of range, and for scores without the p-values or e-values that
     the method needs.
@@ -71,4 +73,5 @@ def confirm(
     evidence = checked(scores, arrays, f"method={method!r}")
     found = by_family(evidence, scope, lambda family: METHODS[method](family, rate))
     provenance: dict[str, Any] = dict(getattr(scores, "provenance", None) or {})
+    warn_if_off(provenance.get("calibration"))
     return Mask(found, provenance | {"confirmation": {"method": method, "q": rate, "scope": scope}})

@@ -22,6 +22,7 @@ MOVEMENT = Criterion(
     description="whether the gradients pushed the weight away from zero, summed over the run",
     judging=judge_movement,
     needs=("grad_weight",),
+    recorded_with="movement=True",
     whole=(),
     source="Sanh et al. 2020 (arXiv 2005.07683)",
 )

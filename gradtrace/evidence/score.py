@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradtrace import __version__
 from gradtrace.errors import InvalidValueError
+from gradtrace.evidence.calibration import calibration
 from gradtrace.evidence.criterion import DEFAULT, Criterion, criterion
 from gradtrace.evidence.matching import study_of
 from gradtrace.evidence.named_arrays import NamedArrays
@@ -27,7 +28,7 @@ class Scores(NamedArrays[np.float64]):
 
     `pvalues` has the same names and shapes, or is None for a criterion that is no test; so has `evalues`, for
     a criterion that gives e-values. `provenance` is JSON: criterion, kind, options, run_id and steps of the
-    ledger (None without one), library_version.
+    ledger (None without one), library_version; of drift where decoys were recorded also calibration.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
             pvalues[name] = np.asarray(finding.pvalue)
         if finding.evalue is not None:
             evalues[name] = finding.evalue
-    provenance = {
+    provenance: dict[str, Any] = {
         "criterion": chosen.name,
         "kind": chosen.kind,
         "options": {name: _described(value) for name, value in {**chosen.options, **options}.items()},
@@ -88,6 +89,8 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
         "steps": None if ledger is None else ledger.steps,
         "library_version": __version__,
     }
+    if ledger is not None and chosen.name == "drift" and "decoy_sum" in ledger.accumulators:
+        provenance["calibration"] = calibration(ledger, list(scores)).to_json()
     return Scores(
         scores,
         pvalues if chosen.has_pvalues else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradtrace.ledger.entry import Entry
-from gradtrace.ledger.header import ACCUMULATORS, BELOW, FORMAT, KNOWN
+from gradtrace.ledger.header import ACCUMULATORS, BELOW, FORMAT, KNOWN, ON_REQUEST
 from gradtrace.ledger.inputs import InputInfo
 from gradtrace.ledger.layout import Layout
 from gradtrace.ledger.parameter import ParameterInfo
@@ -14,6 +14,7 @@ __all__ = [
     "BELOW",
     "FORMAT",
     "KNOWN",
+    "ON_REQUEST",
     "Entry",
     "InputInfo",
     "Layout",

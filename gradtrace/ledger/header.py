@@ -21,7 +21,16 @@ from gradtrace.ledger.encoding import JSON, checksum, decode, digest_field, enco
 from gradtrace.ledger.paths import COMMITS, parse_span
 from gradtrace.ledger.storage import Storage
 
-__all__ = ["ACCUMULATORS", "BELOW", "FORMAT", "KNOWN", "Header", "appendable_header", "read_header"]
+__all__ = [
+    "ACCUMULATORS",
+    "BELOW",
+    "FORMAT",
+    "KNOWN",
+    "ON_REQUEST",
+    "Header",
+    "appendable_header",
+    "read_header",
+]
 
 FORMAT = "1.0"
 ACCUMULATORS: Mapping[str, str] = MappingProxyType(
@@ -46,7 +55,9 @@ BELOW: Mapping[str, str] = MappingProxyType(
         "input_gram": "float32",
     }
 )
-KNOWN: Mapping[str, str] = MappingProxyType({**ACCUMULATORS, **BELOW})
+# Of every step or window, like ACCUMULATORS, and recorded with the option of this name.
+ON_REQUEST: Mapping[str, str] = MappingProxyType({"decoy_sum": "decoys", "grad_weight": "movement"})
+KNOWN: Mapping[str, str] = MappingProxyType({**ACCUMULATORS, **BELOW, **dict.fromkeys(ON_REQUEST, "float32")})
 _KEY = "gradtrace"
 
 
@@ -71,18 +82,18 @@ class Header:
     settings: Mapping[str, Any]
 
     @classmethod
-    def new(cls, settings: Mapping[str, object], below: Iterable[str] = ()) -> Header:
-        """Return the header of a new run, with these of BELOW beside ACCUMULATORS.
+    def new(cls, settings: Mapping[str, object], extra: Iterable[str] = ()) -> Header:
+        """Return the header of a new run, with these of BELOW and ON_REQUEST beside ACCUMULATORS.
 
         Raises:
-            InvalidValueError: `settings` are not JSON, or `below` names something else.
+            InvalidValueError: `settings` are not JSON, or `extra` names something else.
         """
         if not isinstance(settings, Mapping):
             raise InvalidValueError("settings", expected="a mapping", got=type(settings).__name__)
         plain: Mapping[str, Any] = decode(encode(settings))
-        asked = tuple(below)
-        if strange := [name for name in asked if name not in BELOW]:
-            raise InvalidValueError("below", expected=", ".join(BELOW), got=repr(strange)[:80])
+        asked, offered = tuple(extra), (*BELOW, *ON_REQUEST)
+        if strange := [name for name in asked if name not in offered]:
+            raise InvalidValueError("extra", expected=", ".join(offered), got=repr(strange)[:80])
         accumulators = MappingProxyType(
             {name: dtype for name, dtype in KNOWN.items() if name in ACCUMULATORS or name in asked}
         )

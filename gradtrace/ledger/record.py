@@ -10,7 +10,7 @@ import numpy as np
 from gradtrace.errors import CorruptLedgerError, UnknownNameError
 from gradtrace.ledger.details import Update, joined, updates_of
 from gradtrace.ledger.entry import Entry
-from gradtrace.ledger.header import BELOW
+from gradtrace.ledger.header import BELOW, ON_REQUEST
 from gradtrace.ledger.parameter import ParameterInfo
 from gradtrace.ledger.sums import Place, Sums
 
@@ -75,6 +75,16 @@ class ParameterRecord:
     def window_votes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Sum over windows of the sign of the window's sum; int64."""
         return self._total("window_votes")
+
+    @property
+    def decoy_sum(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sum over windows of the sum of the gradient within the window, times a random sign; float64."""
+        return self._total("decoy_sum")
+
+    @property
+    def grad_weight(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sum over all recorded steps of the gradient times the weight before the step; float64."""
+        return self._total("grad_weight")
 
     @property
     def position_sumsq(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -180,7 +190,7 @@ class ParameterRecord:
                 "accumulator",
                 expected=", ".join(sorted(self._accumulators)),
                 got=f"{accumulator}, not recorded",
-                remedy=f'record with below="{accumulator.split("_")[0]}s"' if accumulator in BELOW else "",
+                remedy=_way_out(accumulator),
             )
         if not self.offers(accumulator):
             raise UnknownNameError(
@@ -217,3 +227,9 @@ class ParameterRecord:
             return read()
         except CorruptLedgerError as error:
             raise CorruptLedgerError(f"parameter {self.name!r}: {error.message}") from error
+
+
+def _way_out(accumulator: str) -> str:
+    if accumulator in ON_REQUEST:
+        return f"record with {ON_REQUEST[accumulator]}=True"
+    return f'record with below="{accumulator.split("_")[0]}s"' if accumulator in BELOW else ""

@@ -66,7 +66,7 @@ class LedgerWriter:
         settings: Mapping[str, object],
         overwrite: bool = False,
         storage_options: StorageOptions = None,
-        below: Collection[str] = (),
+        extra: Collection[str] = (),
     ) -> LedgerWriter:
         """Begin a new run's ledger at `path` and return its writer; parent folders are made.
 
@@ -74,12 +74,12 @@ class LedgerWriter:
             LedgerExistsError: a ledger is there and `overwrite` is not set, or anything else but an empty
                 directory is there.
             LedgerBusyError: another process is writing it.
-            InvalidValueError: `settings` are not JSON, or `below`, the accumulators of evidence below the
-                step, names something else.
+            InvalidValueError: `settings` are not JSON, or `extra`, the accumulators beside those that are
+                always there, names what is none.
             StorageError: the disk failed; nothing is left behind.
         """
         storage = storage_at(path, storage_options)
-        header = Header.new(settings, below)
+        header = Header.new(settings, extra)
         return cls(storage, create_ledger(storage, header, overwrite=overwrite), header)
 
     @classmethod

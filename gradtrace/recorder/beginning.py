@@ -18,7 +18,7 @@ from gradtrace.errors import (
     UnsupportedError,
 )
 from gradtrace.ledger.creation import holds_nothing
-from gradtrace.ledger.format import BELOW, Layout, ParameterInfo
+from gradtrace.ledger.format import ACCUMULATORS, Layout, ParameterInfo
 from gradtrace.ledger.header import read_header
 from gradtrace.ledger.location import StorageOptions, storage_at
 from gradtrace.ledger.reader import Ledger
@@ -38,14 +38,14 @@ def open_writer(
     resume_at: int | None,
     settings: Mapping[str, object],
     storage_options: StorageOptions = None,
-    below: Collection[str] = (),
+    extra: Collection[str] = (),
 ) -> LedgerWriter:
     """Create the ledger, or go on in the one that is there, from `resume_at` if that is given.
 
     Raises:
         LedgerNotFoundError: there is no ledger to resume in at a later step than the first.
         InvalidValueError: no entry ends at `resume_at`; the nearest step where one does is named.
-        MismatchError: the ledger there was not begun with these accumulators below the step.
+        MismatchError: the ledger there was not begun with these accumulators beside those always there.
     """
     if mode != "append" or holds_nothing(path, storage_options):
         if resume_at:
@@ -60,17 +60,17 @@ def open_writer(
             settings=settings,
             overwrite=mode == "overwrite",
             storage_options=storage_options,
-            below=below,
+            extra=extra,
         )
     writer = LedgerWriter.reopen(path, storage_options=storage_options)
     try:
-        known = [name for name in writer.accumulators if name in BELOW]
-        if set(known) != set(below):
+        known = [name for name in writer.accumulators if name not in ACCUMULATORS]
+        if set(known) != set(extra):
             raise MismatchError(
-                f"evidence below the step in the ledger {path!r}",
+                f"what is recorded on request in the ledger {path!r}",
                 expected=", ".join(known) or "none",
-                got=", ".join(below) or "none",
-                remedy="go on with the below= that it was begun with, or begin another ledger",
+                got=", ".join(extra) or "none",
+                remedy="go on with the below=, decoys= and movement= it was begun with, or begin another one",
             )
         if resume_at is not None:
             end = writer.end

@@ -9,6 +9,7 @@ import numpy as np
 from gradtrace.ledger.format import ACCUMULATORS
 from gradtrace.ledger.sampling import Sampling
 from gradtrace.recorder.below.entry_sums import EntrySums
+from gradtrace.recorder.decoys import Decoys
 from gradtrace.recorder.marks import Marks, counts_of, packed, skips
 from gradtrace.recorder.sampling import drawn_in
 from gradtrace.recorder.updates import StepRecord, run_lengths
@@ -21,7 +22,8 @@ class OpenEntry:
     """Sums over the windows of one entry, flat over the N dependencies that this rank records.
 
     grad_sum += s, grad_sumsq += q, window_sumsq += s^2, window_votes += sign(s), events += e, votes += v,
-    where s, q, e, v are one window's sums of g, g^2, [|g| > threshold] and sign(g).
+    where s, q, e, v are one window's sums of g, g^2, [|g| > threshold] and sign(g). On request also
+    decoy_sum += +-s with random signs, and grad_weight += the window's sum of g w.
 
     Attributes:
         arrays: the sums, by accumulator.
@@ -31,7 +33,15 @@ class OpenEntry:
         sampling: which part of the steps the sums were taken from.
     """
 
-    def __init__(self, begin: int, size: int, below: EntrySums | None = None) -> None:
+    def __init__(
+        self,
+        begin: int,
+        size: int,
+        below: EntrySums | None = None,
+        *,
+        decoys: Decoys | None = None,
+        products: bool = False,
+    ) -> None:
         self.begin = begin
         self.end = begin
         self.windows = 0
@@ -39,6 +49,9 @@ class OpenEntry:
         self.follows_checkpoint = False
         self.arrays = {name: np.zeros(size, dtype) for name, dtype in ACCUMULATORS.items()}
         self.arrays |= {} if below is None else below.arrays
+        wanted = ("decoy_sum",) * (decoys is not None) + ("grad_weight",) * products
+        self.arrays |= {name: np.zeros(size, np.float32) for name in wanted}
+        self._decoys = decoys
         self.marks: list[str] = []
         self.sampling = Sampling(1, 0)
         self._work = np.empty(size, np.float32)
@@ -59,6 +72,10 @@ class OpenEntry:
         arrays["window_sumsq"] += self._work
         np.sign(grad_sum, out=self._work)
         np.add(arrays["window_votes"], self._work, out=arrays["window_votes"], casting="unsafe")
+        if self._decoys is not None:
+            self._decoys.add(arrays["decoy_sum"], grad_sum, end)
+        if window.grad_weight is not None:
+            arrays["grad_weight"] += window.grad_weight.numpy()
         flags = window.flags.numpy()[: len(records)]
         self.marks.append(packed(flags, [record.missing for record in records]))
         self._records += records

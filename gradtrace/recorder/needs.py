@@ -87,6 +87,7 @@ def needs_of(
     planned_steps: int | None,
     merge: bool,
     on_cuda: bool,
+    on_request: Collection[str] = (),
 ) -> Needs:
     """Compute what recording `layout` needs.
 
@@ -98,6 +99,7 @@ def needs_of(
         planned_steps: how many the run is to take; None: not known.
         merge: whether older entries are merged.
         on_cuda: whether gradients are on a GPU.
+        on_request: further accumulators of every step or window.
     """
     steps = planned_steps or _USUAL_STEPS
     entries = max(1, entries_left(steps, entry_steps) if merge else -(-steps // entry_steps))
@@ -109,9 +111,10 @@ def needs_of(
     ranks, written = [], 0
     for rank in range(len(layout.ranks)):
         size = layout.size(rank)
-        entry = _ELEMENT * (size * len(ACCUMULATORS) + sum(layout.size(rank, name) for name in below))
+        steady = len(ACCUMULATORS) + len(on_request)
+        entry = _ELEMENT * (size * steady + sum(layout.size(rank, name) for name in below))
         written += entry
-        window = _WINDOW * size + flags
+        window = (_WINDOW + _ELEMENT * ("grad_weight" in on_request)) * size + flags
         # Beside its sums an open entry has room to work; a byte each tells which had an event before and now.
         least = 2 * window + entry + _ELEMENT * size
         most = least + entry + (_ELEMENT + 2) * size + (0 if on_cuda else watched)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from gradtrace.errors import InvalidValueError, StateError, UnsupportedError
 from gradtrace.kernels.accumulate import accumulate_
+from gradtrace.kernels.accumulate_products import accumulate_products_
 from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.format import Layout
 from gradtrace.ledger.location import StorageOptions
@@ -44,6 +45,7 @@ from gradtrace.recorder.settings import (
     check_on_error,
     check_planned_steps,
     check_settings,
+    check_switch,
 )
 from gradtrace.recorder.stream import BeginLayout, ClosedWindow, Cut, Stream, WatchedStep
 from gradtrace.recorder.summary import Summary
@@ -86,6 +88,10 @@ class Recorder:
             of every layer's inputs) and "gram" (their Gram matrices).
         below_every: one step of this many, a power of two, is watched, drawn at random from its number; with
             `overhead`, fewer where that takes too long.
+        decoys: also sum window sums with random signs, 4 bytes more a dependency and entry: `drift` of those
+            must find nothing, and `gradtrace.evidence.calibration` says whether that is so in this run.
+        movement: also sum g w, for the criterion `movement`: 4 bytes more a dependency in each window and
+            entry, and another pass over gradients and weights in each step.
         overhead: share of a step that recording may take, e.g. 0.01; None: whatever it takes. Where it takes
             more, sums are taken on some steps only, drawn at random and weighted, so that they stay unbiased;
             `events` count every step all the same. What is drawn depends on how fast the machine is: such a
@@ -128,6 +134,8 @@ class Recorder:
         together: bool | None = None,
         below: Word | Sequence[Word] = (),
         below_every: int = 16,
+        decoys: bool = False,
+        movement: bool = False,
         overhead: float | None = None,
         merge: bool = True,
         on_error: OnError = "raise",
@@ -139,6 +147,8 @@ class Recorder:
         check_overhead(overhead)
         check_on_error(on_error)
         check_merge(merge)
+        check_switch("decoys", decoys)
+        check_switch("movement", movement)
         check_planned_steps(planned_steps)
         if resume_at is not None and mode != "append":
             raise InvalidValueError("resume_at", expected='mode="append"', got=f"mode={mode!r}")
@@ -166,6 +176,9 @@ class Recorder:
             self._below = WatchedSteps(
                 model, self._roster.candidates, wanted, below_every, self._meeting.size
             )
+        self._on_request = ("decoy_sum",) * decoys + ("grad_weight",) * movement
+        self._settings |= {"decoys": True} if decoys else {}
+        self._settings |= {"movement": True} if movement else {}
         self._budget = Budget(overhead, window_steps, 0 if self._below is None else below_every)
         if self._below is not None:
             self._below.every = self._budget.every
@@ -258,6 +271,16 @@ class Recorder:
                 skip=skip,
                 weight=weight,
             )
+            if buffers.grad_weight is not None:
+                accumulate_products_(
+                    buffers.grad_weight,
+                    grads,
+                    self._roster.weights(slots),
+                    [self._roster.offsets[slot] for slot in slots],
+                    scale=scale,
+                    skip=skip,
+                    weight=weight,
+                )
         if evidence is not None:
             stream.submit(WatchedStep(evidence))
         if self.step % self._window_steps == 0:
@@ -365,8 +388,14 @@ class Recorder:
         look = partial(known_support, self.path, agreed["run"], own, self._storage_options)
         self._beginning.hold(lambda: known.append(look()), lambda _: None)
         below = () if self._below is None else self._below.accumulators
-        self._stream.submit(BeginLayout(self.step, own, opening, known[0], below))
-        self._window = DeviceWindow(own.size, self._window_steps, len(layout.parameters), self._roster.device)
+        self._stream.submit(BeginLayout(self.step, own, opening, known[0], below, self._on_request))
+        self._window = DeviceWindow(
+            own.size,
+            self._window_steps,
+            len(layout.parameters),
+            self._roster.device,
+            products="grad_weight" in self._on_request,
+        )
 
     def _describe(self) -> dict[str, Any]:
         described = self._roster.described()
@@ -386,6 +415,7 @@ class Recorder:
                 planned_steps=self._planned_steps,
                 merge=self._merge,
                 on_cuda=self._roster.device.type == "cuda",
+                on_request=self._on_request,
             )
             check_room(needs, [Room(**part["room"]) for part in parts], self.path)
             self.needs = needs
@@ -395,7 +425,7 @@ class Recorder:
                 self._resume_at,
                 self._settings,
                 self._storage_options,
-                () if self._below is None else self._below.accumulators,
+                (*(() if self._below is None else self._below.accumulators), *self._on_request),
             )
         writer = self._writer
         return {

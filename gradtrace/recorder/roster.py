@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,14 @@ class Roster:
             if members:
                 groups.append(GroupStep(number, kind, tuple(members), settings_of(group)))
         return StepRecord(tuple(groups), tuple(missing)), grads, slots
+
+    def weights(self, slots: Sequence[int]) -> list[torch.Tensor]:
+        """The weights of these slots as they are now: this rank's shares only."""
+        return [
+            self._share(slot, piece, self._recorded[slot].parameter.detach())
+            for slot in slots
+            if (piece := self._pieces[slot]) is not None
+        ]
 
     def _share(self, slot: int, piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
         """What this rank records of a tensor that is placed like the parameter in this slot."""

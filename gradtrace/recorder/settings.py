@@ -6,7 +6,15 @@ from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["Mode", "OnError", "check_merge", "check_on_error", "check_planned_steps", "check_settings"]
+__all__ = [
+    "Mode",
+    "OnError",
+    "check_merge",
+    "check_on_error",
+    "check_planned_steps",
+    "check_settings",
+    "check_switch",
+]
 
 Mode: TypeAlias = Literal["append", "overwrite"] | None
 OnError: TypeAlias = Literal["raise", "warn"]
@@ -45,8 +53,13 @@ def check_planned_steps(planned_steps: int | None) -> None:
 
 def check_merge(merge: object) -> None:
     """Raise an InvalidValueError for what is neither True nor False, such as "no"."""
-    if not isinstance(merge, bool):
-        raise InvalidValueError("merge", expected="True or False", got=repr(merge))
+    check_switch("merge", merge)
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise an InvalidValueError for an option that is neither True nor False, such as "no"."""
+    if not isinstance(value, bool):
+        raise InvalidValueError(name, expected="True or False", got=repr(value))
 
 
 def _is_whole(value: object) -> bool:

@@ -17,6 +17,7 @@ from gradtrace.errors import GradtraceError, RankLostError
 from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.committing import Committing, RankLayout
+from gradtrace.recorder.decoys import Decoys
 from gradtrace.recorder.entry import OpenEntry
 from gradtrace.recorder.interrupts import held_back
 from gradtrace.recorder.outage import Outage
@@ -36,7 +37,7 @@ class BeginLayout:
     """From step `begin` on, windows follow the layout `own`; `opening` is its flat float32 opening balance.
 
     `supported` marks, flat, the dependencies already known to have had an event. Both are this rank's share.
-    `below` names the accumulators of evidence below the step.
+    `below` names the accumulators of evidence below the step, `on_request` those of ON_REQUEST.
     """
 
     begin: int
@@ -44,6 +45,7 @@ class BeginLayout:
     opening: npt.NDArray[np.float32]
     supported: npt.NDArray[np.bool_]
     below: tuple[str, ...] = ()
+    on_request: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class Stream:
         self._committing, self._merges = committing, merge
         self._checkpoint_at = end  # going on from there is as good as a checkpoint
         self._below: tuple[str, ...] = ()
+        self._on_request: tuple[str, ...] = ()
         self._tasks: queue.Queue[BeginLayout | ClosedWindow | WatchedStep | Cut | None] = queue.Queue()
         self._failure: BaseException | None = None
         self._own: RankLayout | None = None
@@ -187,7 +190,7 @@ class Stream:
                 self._merging.result()
             self._committing.begin(task.own, task.opening)
             self._own, self._supported = task.own, task.supported
-            self._below = task.below
+            self._below, self._on_request = task.below, task.on_request
             self._open = self._new_entry(task.begin, task.own)
             # The life before may have been killed between a commit and its merge.
             self._merge_after(None)
@@ -224,7 +227,9 @@ class Stream:
 
     def _new_entry(self, begin: int, own: RankLayout) -> OpenEntry:
         below = EntrySums(self._below, own.layout, own.rank) if self._below else None
-        return OpenEntry(begin, own.size, below)
+        decoys = Decoys(own.layout, own.rank) if "decoy_sum" in self._on_request else None
+        products = "grad_weight" in self._on_request
+        return OpenEntry(begin, own.size, below, decoys=decoys, products=products)
 
     def _merge_after(self, writing: Future[GradtraceError | None] | None) -> None:
         if self._merges:

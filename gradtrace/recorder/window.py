@@ -19,12 +19,14 @@ __all__ = ["DeviceWindow", "HostWindow", "one_device"]
 class HostWindow:
     """A closed window on the host: `totals` flat over N dependencies, `flags` int32 (steps, parameters).
 
-    `ready` is the CUDA event after which the copy is complete; None on the CPU.
+    `ready` is the CUDA event after which the copy is complete; None on the CPU. `grad_weight` is (N,)
+    float32, None where it is not recorded.
     """
 
     totals: Totals
     flags: torch.Tensor
     ready: torch.cuda.Event | None
+    grad_weight: torch.Tensor | None = None
 
     def wait(self) -> None:
         """Block the calling thread until the copy from the device is complete."""
@@ -32,7 +34,9 @@ class HostWindow:
             self.ready.synchronize()
 
 
-def _buffers(size: int, steps: int, parameters: int, device: torch.device, pinned: bool) -> HostWindow:
+def _buffers(
+    size: int, steps: int, parameters: int, device: torch.device, pinned: bool, products: bool
+) -> HostWindow:
     def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
 
@@ -42,7 +46,8 @@ def _buffers(size: int, steps: int, parameters: int, device: torch.device, pinne
         events=zeros((size,), torch.int16),
         votes=zeros((size,), torch.int16),
     )
-    return HostWindow(totals, zeros((steps, parameters), torch.int32), None)
+    flags = zeros((steps, parameters), torch.int32)
+    return HostWindow(totals, flags, None, zeros((size,), torch.float32) if products else None)
 
 
 class DeviceWindow:
@@ -50,24 +55,27 @@ class DeviceWindow:
 
     On the CPU two sets of buffers are swapped. On CUDA the one device set is copied to one of two pinned host
     sets on a side stream; only the next accumulation waits for that copy, so it runs beside the next forward
-    pass.
+    pass. Sums of products with the weights take 4 bytes more.
 
     Args:
         size: dependencies recorded, N.
         steps: longest window, in steps; the 16-bit counts hold up to 32,767.
         parameters: number of parameters, P.
         device: where the gradients are.
+        products: whether sums of products with the weights are kept.
     """
 
-    def __init__(self, size: int, steps: int, parameters: int, device: torch.device) -> None:
+    def __init__(
+        self, size: int, steps: int, parameters: int, device: torch.device, *, products: bool = False
+    ) -> None:
         self.device = device
         self._on_cuda = device.type == "cuda"
         host = torch.device("cpu")
         self._free: queue.Queue[HostWindow] = queue.Queue()
         for _ in range(2):
-            self._free.put(_buffers(size, steps, parameters, host, pinned=self._on_cuda))
+            self._free.put(_buffers(size, steps, parameters, host, self._on_cuda, products))
         self._open = (
-            _buffers(size, steps, parameters, device, pinned=False) if self._on_cuda else self._free.get()
+            _buffers(size, steps, parameters, device, False, products) if self._on_cuda else self._free.get()
         )
         self._stream = torch.cuda.Stream(device) if self._on_cuda else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
@@ -109,7 +117,7 @@ class DeviceWindow:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         self._copied = ready
-        return HostWindow(target.totals, target.flags, ready)
+        return HostWindow(target.totals, target.flags, ready, target.grad_weight)
 
     def _take(self, waiting: Callable[[], None]) -> HostWindow:
         began = self._waits_since = perf_counter()
@@ -130,7 +138,7 @@ class DeviceWindow:
                 # By numpy: a second thread that runs torch's parallel code has OpenMP keep a second team,
                 # and with more threads than cores every parallel region of the training waits longer.
                 tensor.numpy().fill(0)
-        self._free.put(HostWindow(window.totals, window.flags, None))
+        self._free.put(HostWindow(window.totals, window.flags, None, window.grad_weight))
 
 
 def one_device(parameters: Sequence[torch.Tensor]) -> torch.device:
@@ -159,4 +167,4 @@ def one_device(parameters: Sequence[torch.Tensor]) -> torch.device:
 
 
 def _tensors(window: HostWindow) -> list[torch.Tensor]:
-    return [*window.totals, window.flags]
+    return [*window.totals, window.flags, *([] if window.grad_weight is None else [window.grad_weight])]

@@ -12,7 +12,16 @@ import pytest
 import zarr
 
 from gradtrace.errors import InvalidValueError, UnknownNameError
-from gradtrace.ledger.format import ACCUMULATORS, BELOW, KNOWN, InputInfo, Layout, ParameterInfo, Piece
+from gradtrace.ledger.format import (
+    ACCUMULATORS,
+    BELOW,
+    KNOWN,
+    ON_REQUEST,
+    InputInfo,
+    Layout,
+    ParameterInfo,
+    Piece,
+)
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.watched import check_watched
 from gradtrace.ledger.writer import LedgerWriter
@@ -43,7 +52,7 @@ def arrays(seed: int) -> dict[str, np.ndarray[Any, Any]]:
 
 def write(path: Path) -> list[dict[str, np.ndarray[Any, Any]]]:
     made = [arrays(1), arrays(2)]
-    with LedgerWriter.create(path, settings={}, below=list(BELOW)) as writer:
+    with LedgerWriter.create(path, settings={}, extra=[*BELOW, *ON_REQUEST]) as writer:
         number = writer.add_layout(LAYOUT, [np.zeros(LAYOUT.size(0), np.float32)])
         for place, one in enumerate(made):
             writer.commit_entry(
@@ -162,11 +171,11 @@ def test_counts_of_watched_steps_that_do_not_fit_are_refused(where: tuple[str, .
 def test_a_ledger_begun_without_has_none_and_one_begun_with_needs_all(tmp_path: Path) -> None:
     with LedgerWriter.create(tmp_path / "plain", settings={}) as writer:
         assert set(writer.accumulators) == set(ACCUMULATORS)
-    with LedgerWriter.create(tmp_path / "run", settings={}, below=["position_sumsq"]) as writer:
+    with LedgerWriter.create(tmp_path / "run", settings={}, extra=["position_sumsq"]) as writer:
         assert set(writer.accumulators) - set(ACCUMULATORS) == {"position_sumsq"}
         number = writer.add_layout(LAYOUT, [np.zeros(LAYOUT.size(0), np.float32)])
         few = {name: array for name, array in arrays(1).items() if name in ACCUMULATORS}
         with pytest.raises(InvalidValueError, match="position_sumsq"):
             writer.commit_entry(0, 4, layout=number, windows=1, arrays=few, details={})
-    with pytest.raises(InvalidValueError, match="below"):
-        LedgerWriter.create(tmp_path / "wrong", settings={}, below=["grad_weight"])
+    with pytest.raises(InvalidValueError, match="extra"):
+        LedgerWriter.create(tmp_path / "wrong", settings={}, extra=["grad_wait"])

@@ -80,7 +80,7 @@ def check_equal(one: Ledger, two: Ledger) -> None:
         for count in ("events", "votes", "window_votes"):
             np.testing.assert_array_equal(getattr(record, count), getattr(other, count), f"{name} {count}")
         np.testing.assert_array_equal(record.opening, other.opening, name)
-        for total in ("grad_sum", "grad_sumsq", "window_sumsq"):
+        for total in ("grad_sum", "grad_sumsq", "window_sumsq", "decoy_sum", "grad_weight"):
             mine, theirs = getattr(record, total), getattr(other, total)
             slack = 1e-6 * one.steps * float(np.abs(mine).max(initial=1e-3))
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=slack, err_msg=f"{name} {total}")

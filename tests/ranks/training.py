@@ -78,7 +78,14 @@ def record(kind: str, ranks: int, path: Path, lr: float, start: int = 0, scaler:
     part = slice(rank, None, ranks) if kind in ("ddp", "fsdp") else slice(None)
     mode: Any = "append" if start else None
     with gt.Recorder(
-        model, path, window_steps=2, entry_steps=4, mode=mode, resume_at=RESUMED if start else None
+        model,
+        path,
+        window_steps=2,
+        entry_steps=4,
+        mode=mode,
+        resume_at=RESUMED if start else None,
+        decoys=True,
+        movement=True,
     ) as recorder:
         for step in range(start, STEPS):
             optimizers = [first] if step < 5 else [first, second]

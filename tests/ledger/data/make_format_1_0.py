@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gradtrace.ledger.format import BELOW, KNOWN, InputInfo, Layout, ParameterInfo, Piece
+from gradtrace.ledger.format import ACCUMULATORS, BELOW, InputInfo, Layout, ParameterInfo, Piece
 from gradtrace.ledger.part import PartWriter
 from gradtrace.ledger.sampling import ALL_STEPS, Sampling
 from gradtrace.ledger.writer import LedgerWriter
@@ -34,6 +34,8 @@ SETTINGS = {
     "below": ["positions", "samples", "inputs", "gram"],
     "below_every": 2,
 }
+# What there was when it was made.
+HELD = {**ACCUMULATORS, **BELOW}
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
@@ -78,7 +80,7 @@ def drawn(layout: Layout, rank: int, seed: int) -> dict[str, Array]:
     """Multiples of 1/64, with zeros among them: float64 sums in any order are exact."""
     random = np.random.default_rng([seed, rank])
     arrays = {}
-    for name, dtype in KNOWN.items():
+    for name, dtype in HELD.items():
         size = layout.size(rank, name)
         values = random.integers(-4096, 4096, size) / 64 * random.integers(0, 2, size)
         arrays[name] = (values if dtype != "uint32" else np.abs(values)).astype(dtype)
@@ -209,7 +211,7 @@ class Maker:
                 ],
                 axis=0,
             ).tolist()
-            for name in KNOWN
+            for name in HELD
             if not name.startswith("input_") and (name not in BELOW or watched["steps"])
         }
         return {
@@ -230,7 +232,7 @@ def main() -> None:
     shutil.rmtree(LEDGER, ignore_errors=True)
     part = "entries/000000000004-000000000008-0000"
     commit = "commits/000000000004-000000000008-0000.json"
-    with LedgerWriter.create(LEDGER, settings=SETTINGS, below=BELOW) as writer:
+    with LedgerWriter.create(LEDGER, settings=SETTINGS, extra=BELOW) as writer:
         maker = Maker(writer)
         maker.begin_layout(0)
         for end in (4, 8, 12, 16):
@@ -265,7 +267,7 @@ def main() -> None:
     (LEDGER / "writer.lock").unlink(missing_ok=True)
     told = {
         "settings": SETTINGS,
-        "accumulators": dict(KNOWN),
+        "accumulators": dict(HELD),
         "entries": entries,
         "checkpoints": [8],
         "spans": {f"{begin}-{end}": maker.totals(begin, end) for begin, end in ((0, 32), (0, 12), (12, 24))},
