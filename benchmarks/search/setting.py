@@ -53,7 +53,7 @@ def candidates() -> list[Setting]:
     found += [Setting(name) for name in known if name not in (*FAMILY, "wanda")]
     for span, per_row, unit, exponent in product(SPANS, (False, True), UNITS, EXPONENTS):
         options: list[tuple[str, Any]] = [] if unit is None else [("unit", unit)]
-        options += [("exponent", exponent)] if exponent != 1 else []
+        options += [("exponent", exponent)]
         options += [("per_row", True)] if per_row else []
         found.append(Setting("fisher-step" if unit is None else "fisher", tuple(options), span))
     return found

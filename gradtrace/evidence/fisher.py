@@ -14,7 +14,7 @@ from typing import Literal
 
 from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.evidence.definition import Criterion, Finding, Judge, Study
-from gradtrace.evidence.tempered import check_tempering, tempered
+from gradtrace.evidence.tempered import EXPONENT, check_tempering, tempered
 
 __all__ = ["FISHER", "judge_fisher"]
 
@@ -25,7 +25,7 @@ def judge_fisher(
     study: Study,
     *,
     unit: Literal["position", "sample"] | None = None,
-    exponent: float = 1.0,
+    exponent: float = EXPONENT,
     per_row: bool = False,
 ) -> Judge:
     """Score = w^2 * (Sum of squares)^exponent, in float64.

@@ -2,18 +2,18 @@
 
 The gradients are those of whole steps, so they are batch means: noise averages out of them, and the scores
 are no unbiased estimate of the per-sample Fisher (see `fisher`). The factor 1/2 and the number of steps
-change no order. Formula and sources of the exponent and of `per_row`: see `tempered`.
+change no order. With exponent=1 it is the diagonal Fisher's; what exponent and `per_row` do: `tempered`..
 """
 
 from __future__ import annotations
 
 from gradtrace.evidence.definition import Criterion, Finding, Judge, Study
-from gradtrace.evidence.tempered import check_tempering, tempered
+from gradtrace.evidence.tempered import EXPONENT, check_tempering, tempered
 
 __all__ = ["FISHER_STEP", "judge_fisher_step"]
 
 
-def judge_fisher_step(study: Study, *, exponent: float = 1.0, per_row: bool = False) -> Judge:
+def judge_fisher_step(study: Study, *, exponent: float = EXPONENT, per_row: bool = False) -> Judge:
     """Score = w^2 * grad_sumsq^exponent, in float64; `per_row`: grad_sumsq over its mean for that output."""
     check_tempering(exponent, per_row)
 

@@ -3,7 +3,8 @@
 With a = 1 this is the diagonal Fisher approximation of the loss increase when w is set to zero, up to a
 factor (LeCun et al. 1990, Optimal Brain Damage, with the Fisher for the Hessian; Theis et al. 2018, arXiv
 1801.05787). With a = 0 it is w^2, which ranks as magnitude does. Between them it is a compromise found by
-trial, as GPTQ's and SparseGPT's dampings are, not an estimate of anything.
+trial, as GPTQ's and SparseGPT's dampings are, not an estimate of anything. `EXPONENT` is what was never much
+worse than the best of other criteria on the tasks of benchmarks/criteria_search.py (docs/criteria.md).
 
 With `per_row` F is divided by its mean over the inputs of the output it belongs to, so that outputs with
 large gradients do not take all there is to keep.
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["check_tempering", "tempered"]
+__all__ = ["EXPONENT", "check_tempering", "tempered"]
+
+EXPONENT = 0.5
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -45,5 +48,6 @@ def tempered(weight: Array, moment: Array, *, exponent: float, per_row: bool, ou
         others = tuple(axis for axis in range(moment.ndim) if axis != outputs)
         mean = moment.mean(axis=others, keepdims=True)
         moment = np.divide(moment, mean, out=np.zeros_like(moment), where=mean > 0)
-    scaled = moment if exponent == 1 else np.where(moment > 0, moment**exponent, 0.0)
+    # 0**0 would be 1.
+    scaled = moment**exponent if exponent > 0 else np.sign(moment)
     return np.asarray(weight**2 * scaled)

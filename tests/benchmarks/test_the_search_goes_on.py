@@ -89,7 +89,7 @@ def test_unseen_tasks_are_not_searched_on() -> None:
     assert len(names["chosen_tasks"]([], "displacement")) == len(EVERY_TASK)
 
 
-@pytest.mark.parametrize("asked", [["fisher-step exponent=0.5 last"], ["drift", "fisher-step"]])
+@pytest.mark.parametrize("asked", [["fisher-step exponent=0.5 last"], ["drift", "fisher-step exponent=1.0"]])
 def test_the_settings_named_are_measured_beside_every_statistic(asked: list[str]) -> None:
     names = script()
     chosen = names["chosen_settings"](asked)

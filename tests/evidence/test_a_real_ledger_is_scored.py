@@ -93,7 +93,8 @@ def test_the_default_scores_are_the_ledgers_sums_times_the_squared_weights(
     assert list(scores) == ["0.weight", "2.weight"]
     for name, weight in model.state_dict().items():
         if weight.ndim == 2:
-            np.testing.assert_allclose(scores[name], weight.double().numpy() ** 2 * ledger[name].grad_sumsq)
+            moment = np.asarray(ledger[name].grad_sumsq, np.float64)
+            np.testing.assert_allclose(scores[name], weight.double().numpy() ** 2 * moment**0.5)
     assert (scores.provenance["run_id"], scores.provenance["steps"]) == (ledger.run_id, STEPS)
 
 

@@ -72,18 +72,20 @@ def test_support_is_the_number_of_events(make_ledger: Callable[..., Any], weight
         np.testing.assert_array_equal(scores[name], ledger[name].events)
 
 
-def test_the_default_is_fisher_step(make_ledger: Callable[..., Any], weights: dict[str, Any]) -> None:
+def test_the_default_is_tempered_fisher_step(
+    make_ledger: Callable[..., Any], weights: dict[str, Any]
+) -> None:
     ledger = make_ledger(SHAPES)
     scores = score(ledger, weights)
     assert scores.provenance["criterion"] == "fisher-step"
     for name in scores:
-        expected = weights[name].astype(np.float64) ** 2 * ledger[name].grad_sumsq
+        expected = weights[name].astype(np.float64) ** 2 * ledger[name].grad_sumsq ** 0.5
         np.testing.assert_allclose(scores[name], expected, rtol=1e-14)
 
 
 def test_small_float32_weights_do_not_vanish_when_squared(make_ledger: Callable[..., Any]) -> None:
     ledger = make_ledger({"w": (1, 1)}, grad_sumsq={"w": np.array([[1e-20]])})
-    scores = score(ledger, {"w": np.array([[1e-30]], np.float32)}, "fisher-step")
+    scores = score(ledger, {"w": np.array([[1e-30]], np.float32)}, "fisher-step", exponent=1)
     assert scores["w"][0, 0] == pytest.approx(1e-80, rel=1e-6)
 
 

@@ -61,17 +61,17 @@ def test_per_row_divides_by_the_mean_of_the_output(
 def test_an_embeddings_rows_are_its_inputs(make_ledger: Callable[..., Any]) -> None:
     moment = np.random.default_rng(5).exponential(size=(4, 3))
     ledger = make_ledger({"w": (4, 3)}, grad_sumsq={"w": moment}, module_class="Embedding")
-    found = score(ledger, {"w": np.ones((4, 3))}, "fisher-step", per_row=True)["w"]
+    found = score(ledger, {"w": np.ones((4, 3))}, "fisher-step", per_row=True, exponent=1)["w"]
     np.testing.assert_allclose(found, moment / moment.mean(axis=0), rtol=1e-12)
 
 
 def test_positions_come_before_samples_and_either_can_be_asked_for(make_ledger: Callable[..., Any]) -> None:
     both = {"position_sumsq": {"w": np.full((1, 2), 3.0)}, "sample_sumsq": {"w": np.full((1, 2), 5.0)}}
     ledger, weights = make_ledger({"w": (1, 2)}, accumulators=tuple(both), **both), {"w": np.ones((1, 2))}
-    assert score(ledger, weights, "fisher")["w"].tolist() == [[3, 3]]
-    assert score(ledger, weights, "fisher", unit="sample")["w"].tolist() == [[5, 5]]
+    assert score(ledger, weights, "fisher", exponent=1)["w"].tolist() == [[3, 3]]
+    assert score(ledger, weights, "fisher", unit="sample", exponent=1)["w"].tolist() == [[5, 5]]
     alone = make_ledger({"w": (1, 2)}, accumulators=("sample_sumsq",), sample_sumsq=both["sample_sumsq"])
-    assert score(alone, weights, "fisher")["w"].tolist() == [[5, 5]]
+    assert score(alone, weights, "fisher", exponent=1)["w"].tolist() == [[5, 5]]
     with pytest.raises(UnknownNameError, match=r"'position_sumsq' in the ledger.*Pass unit='sample'"):
         score(alone, weights, "fisher", unit="position")
 
@@ -108,7 +108,7 @@ def test_a_parameter_without_evidence_below_the_step_is_scored_by_its_steps(
         position_sumsq=squares,
     )
     ledger["v"].offers = lambda accumulator: accumulator == "grad_sumsq"
-    scores = score(ledger, {name: np.ones((1, 2)) for name in squares}, "fisher")
+    scores = score(ledger, {name: np.ones((1, 2)) for name in squares}, "fisher", exponent=1)
     assert (scores["w"].tolist(), scores["v"].tolist()) == ([[3, 3]], [[10, 10]])
 
 
