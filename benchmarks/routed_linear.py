@@ -251,11 +251,13 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title="share of 1/density that is reached as speed over dense; (..): dense is too short to count; "
         "-: the planner stays dense",
+        box=None,
+        pad_edge=False,
         caption="g64 .5: row groups of 64 at density 0.5; b4: 4 blocks; p4: 4 blocks not folded",
     )
     cases = list(dict.fromkeys(row["case"] for row in rows))
     short = {case.name: case.short for case in CASES}
-    for heading in ("layer", "threads", "tokens", "dense ms", *(short[case] for case in cases)):
+    for heading in ("layer", "thr", "tok", "dense ms", *(short[case] for case in cases)):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
     settings = dict.fromkeys((row["inputs"], row["outputs"], row["threads"], row["tokens"]) for row in rows)
     for setting in settings:
