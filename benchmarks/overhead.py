@@ -15,7 +15,7 @@ extra time of a step that is watched below the step, by the share of steps that 
 committing an entry, once in 512 steps: the training goes on while a commit waits for the disk. What recording
 does to a step outside of its calls, by what it drives out of the caches, is in the whole steps alone.
 
-The peers take part in the first steps alone, and one that multiplies the time of a step in a few.
+The peers take part in the first steps alone, and one that multiplies the time of a step in a single one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Training:
 
     def __init__(self, kind: Kind, steps: int, folder: Path) -> None:
         torch.manual_seed(0)
-        self.lead, self.block = (1, 1) if kind.slow else (LEAD, BLOCK)
+        self.lead, self.block = (0, 1) if kind.slow else (LEAD, BLOCK)
         self.steps = min(steps, kind.most or steps)
         self.rest = kind.rest
         self.model = ByteModel(WIDTH)

@@ -178,6 +178,6 @@ WATCHERS = {
     ),
     "norms": Kind("lightning grad_norm, every step, CSVLogger", grad_norms, ("lightning",), most=64),
     "backpack": Kind(
-        "BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",), most=3, slow=True
+        "BackPACK SumGradSquared, Linear layers", backpack_sums, ("backpack",), most=1, slow=True
     ),
 }

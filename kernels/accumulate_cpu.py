@@ -91,7 +91,8 @@ def accumulate_cpu_(
         flags.index_fill_(0, table.slots, SKIPPED if skipped else SEEN)
     if skipped:
         return
-    flat = [grad.detach().contiguous() for grad in grads]  # kept alive until the pass is over
+    # Kept alive until the pass is over.
+    flat = [grad if grad.is_contiguous() else grad.detach().contiguous() for grad in grads]
     count = len(flat)
     addresses = (ctypes.c_int64 * count)(*[grad.data_ptr() for grad in flat])
     step = _Step(

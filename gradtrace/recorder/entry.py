@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradtrace.kernels.window_into_entry import EntryTotals, WindowTotals, add_window
 from gradtrace.ledger.format import ACCUMULATORS
 from gradtrace.ledger.sampling import Sampling
 from gradtrace.recorder.below.entry_sums import EntrySums
@@ -21,9 +22,7 @@ __all__ = ["OpenEntry"]
 class OpenEntry:
     """Sums over the windows of one entry, flat over the N dependencies that this rank records.
 
-    grad_sum += s, grad_sumsq += q, window_sumsq += s^2, window_votes += sign(s), events += e, votes += v,
-    where s, q, e, v are one window's sums of g, g^2, [|g| > threshold] and sign(g). On request also
-    decoy_sum += +-s with random signs, and grad_weight += the window's sum of g w.
+    The formula is in `gradtrace.kernels.window_into_entry`.
 
     Attributes:
         arrays: the sums, by accumulator.
@@ -54,7 +53,6 @@ class OpenEntry:
         self._decoys = decoys
         self.marks: list[str] = []
         self.sampling = Sampling(1, 0)
-        self._work = np.empty(size, np.float32)
         self._records: list[StepRecord] = []
 
     def add(self, window: HostWindow, end: int, records: Sequence[StepRecord], stride: int = 1) -> None:
@@ -62,18 +60,11 @@ class OpenEntry:
 
         `stride` is that of its sums. An entry has one stride, unless it grew past a cut.
         """
-        grad_sum, grad_sumsq, events, votes = (tensor.numpy() for tensor in window.totals)
         arrays = self.arrays
-        arrays["grad_sum"] += grad_sum
-        arrays["grad_sumsq"] += grad_sumsq
-        np.add(arrays["events"], events, out=arrays["events"], casting="unsafe")
-        arrays["votes"] += votes
-        np.multiply(grad_sum, grad_sum, out=self._work)
-        arrays["window_sumsq"] += self._work
-        np.sign(grad_sum, out=self._work)
-        np.add(arrays["window_votes"], self._work, out=arrays["window_votes"], casting="unsafe")
+        totals = WindowTotals(*(tensor.numpy() for tensor in window.totals))
+        add_window(EntryTotals(**{name: arrays[name] for name in EntryTotals._fields}), totals)
         if self._decoys is not None:
-            self._decoys.add(arrays["decoy_sum"], grad_sum, end)
+            self._decoys.add(arrays["decoy_sum"], totals.grad_sum, end)
         if window.grad_weight is not None:
             arrays["grad_weight"] += window.grad_weight.numpy()
         flags = window.flags.numpy()[: len(records)]

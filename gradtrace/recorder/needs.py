@@ -115,7 +115,7 @@ def needs_of(
         entry = _ELEMENT * (size * steady + sum(layout.size(rank, name) for name in below))
         written += entry
         window = (_WINDOW + _ELEMENT * ("grad_weight" in on_request)) * size + flags
-        # Beside its sums an open entry has room to work; a byte each tells which had an event before and now.
+        # An open entry may need room to work; a byte each tells which had an event before and now.
         least = 2 * window + entry + _ELEMENT * size
         most = least + entry + (_ELEMENT + 2) * size + (0 if on_cuda else watched)
         ranks.append(RankNeeds(window if on_cuda else 0, watched, least, most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ _PLACEMENTS = ("Replicate", "Shard", "_StridedShard")
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether it is a DTensor; told by its class's name, so that torch.distributed need not be there."""
-    return type(tensor) is not torch.Tensor and any(
-        base.__name__ == "DTensor" for base in type(tensor).__mro__
-    )
+    return _is_dtensor(type(tensor))
+
+
+@cache  # asked of every parameter at every step
+def _is_dtensor(kind: type) -> bool:
+    return any(base.__name__ == "DTensor" for base in kind.__mro__)
 
 
 def box_of(name: str, parameter: nn.Parameter) -> Box:

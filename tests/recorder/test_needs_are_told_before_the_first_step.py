@@ -88,7 +88,7 @@ def test_host_memory_is_that_of_the_windows_and_the_open_entry() -> None:
     tensors = [tensor for one in buffers for tensor in (*one.totals, one.flags)]
     entry = OpenEntry(0, 47)
     held = sum(tensor.nbytes for tensor in tensors) + sum(array.nbytes for array in entry.arrays.values())
-    assert needs.ranks[0].host_least == held + entry._work.nbytes
+    assert needs.ranks[0].host_least == held + 4 * 47  # what numpy works in where nothing is compiled
     assert needs.ranks[0].device == 0
 
 
