@@ -41,6 +41,7 @@ CRITERIA: tuple[tuple[str, dict[str, Any]], ...] = (
     ("magnitude", {}),
     ("wanda", {}),
     ("fisher-step", {}),
+    ("fisher", {"exponent": 0.5}),
     ("fisher", {"exponent": 0.75}),
     ("random", {}),
 )
