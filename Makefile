@@ -31,6 +31,7 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/zero_support.py
 	$(BIN)/python benchmarks/ledger_io.py
+	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python benchmarks/routed_linear.py
 	$(BIN)/python benchmarks/compensation.py

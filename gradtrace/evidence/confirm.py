@@ -17,18 +17,21 @@ from gradtrace.evidence.given_scores import (
     checked_evalues,
     checked_pvalues,
     checked_share,
+    without_evalues,
+    without_pvalues,
 )
 from gradtrace.evidence.local_fdr import local_discoveries
 from gradtrace.evidence.mask import Mask
 from gradtrace.evidence.multiplicity import discoveries, evalue_discoveries
 
 if TYPE_CHECKING:
+    from gradtrace.evidence.definition import Criterion
     from gradtrace.evidence.score import Scores
 
-__all__ = ["METHODS", "Method", "confirm"]
+__all__ = ["METHODS", "Method", "check_confirmation", "confirm"]
 
 Method: TypeAlias = Literal["local", "bh", "by", "e-bh"]
-Decision: TypeAlias = Callable[[NDArray[np.float64], float], NDArray[np.bool_]]
+Decision: TypeAlias = Callable[[Any, float], NDArray[np.bool_]]
 
 METHODS: Mapping[str, Decision] = MappingProxyType(
     {
@@ -63,8 +66,7 @@ def confirm(
     Raises InvalidValueError for arguments out of range, and for scores without the p-values or e-values that
     the method needs.
     """
-    if method not in tuple(METHODS):
-        raise InvalidValueError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
+    check_method(method)
     if scope not in ("layer", "global"):
         raise InvalidValueError("scope", expected="one of layer, global", got=repr(scope))
     rate = checked_share("q", q, "q=0.1")
@@ -75,3 +77,20 @@ def confirm(
     provenance: dict[str, Any] = dict(getattr(scores, "provenance", None) or {})
     warn_if_off(provenance.get("calibration"))
     return Mask(found, provenance | {"confirmation": {"method": method, "q": rate, "scope": scope}})
+
+
+def check_method(method: object) -> None:
+    """Raise InvalidValueError for what is no method."""
+    if method not in tuple(METHODS):
+        raise InvalidValueError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
+
+
+def check_confirmation(test: Criterion, method: Method, q: float) -> None:
+    """Raise InvalidValueError for a method or rate that are none, and for a test without what it needs."""
+    check_method(method)
+    checked_share("q", q, "q=0.1")
+    what = f"method={method!r}"
+    if method == "e-bh" and not test.has_evalues:
+        raise without_evalues(what)
+    if method != "e-bh" and not test.has_pvalues:
+        raise without_pvalues(what)

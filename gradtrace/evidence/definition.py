@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.evidence.named_arrays import unknown_name
+from gradtrace.evidence.stored_weights import StoredWeights
 from gradtrace.evidence.tail import Tail
 
 if TYPE_CHECKING:
@@ -63,6 +64,29 @@ class Study:
     rounding: Mapping[str, float]
     accumulators: frozenset[str] = frozenset()
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape."""
+        if isinstance(self.weights, StoredWeights):
+            return self.weights.shapes
+        return {name: weight.shape for name, weight in self.weights.items()}
+
+    def only(self, names: Collection[str]) -> Study:
+        """The part of it that these parameters are."""
+        weights: Mapping[str, NDArray[np.floating[Any]]]
+        if isinstance(self.weights, StoredWeights):
+            weights = self.weights.chosen({name: name for name in names})
+        else:
+            weights = {name: self.weights[name] for name in names}
+        records = self.records
+        return replace(
+            self,
+            weights=weights,
+            records=None if records is None else {name: records[name] for name in names},
+            classes={name: self.classes[name] for name in names if name in self.classes},
+            rounding={name: self.rounding[name] for name in names if name in self.rounding},
+        )
 
     def record(self, name: str) -> ParameterRecord:
         """The ledger's record of a parameter; only criteria of kind "ledger" may ask."""

@@ -17,7 +17,9 @@ or keep (see `gradtrace.apply_mask_`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError
-from gradtrace.evidence.confirm import Method, confirm
-from gradtrace.evidence.criterion import DEFAULT
+from gradtrace.evidence.answering import answered
+from gradtrace.evidence.confirm import Method
+from gradtrace.evidence.criterion import DEFAULT, criterion
+from gradtrace.evidence.definition import Criterion
 from gradtrace.evidence.mask import Mask
+from gradtrace.evidence.matching import study_of
 from gradtrace.evidence.named_arrays import NamedArrays
-from gradtrace.evidence.score import score
+from gradtrace.evidence.question import Question
+from gradtrace.evidence.same_run import check_same_run
+from gradtrace.evidence.score import check_ledger, score
 from gradtrace.evidence.select import select
+from gradtrace.evidence.weights import read_weights
 
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import Ledger
@@ -105,20 +113,30 @@ def explain(
     weights: object,
     density: float | None = None,
     *,
-    by: str = DEFAULT,
+    by: str | Criterion = DEFAULT,
     options: Mapping[str, Any] | None = None,
-    test: str = "departure",
+    test: str | Criterion = "departure",
     method: Method = "local",
     q: float = 0.1,
-    scope: Literal["layer", "global"] = "layer",
+    scope: Literal["layer", "row", "global"] = "layer",
     granularity: str = "element",
+    executor: Executor | None = None,
+    step: Callable[[str], object] | None = None,
 ) -> Explanation:
     """Say of every dependency whether it was learned and whether it matters, and keep or drop it for that.
 
     `by` with its `options`, `density`, `scope` and `granularity` are for what matters, as for `score` and
     `select`; `test`, `method` and `q` for what was learned, as for `confirm`, always one family a parameter.
 
-    Raises what `score`, `select` and `confirm` raise, and InvalidValueError without a ledger.
+    A ledger larger than memory is walked over, some parameters at a time, on `executor`: any of
+    `concurrent.futures`, or one like them, as dask's `Client.get_executor()`. None: in this process, and from
+    2^25 dependencies on in a few new ones. The result is the same bits. Weights are sent along with each
+    task, unless `weights` is the path of a safetensors file that the processes can reach. With scope "global"
+    all scores are compared, and so taken at once, in this process. `step` is called with the name of each
+    parameter that is done.
+
+    Raises what `score`, `select` and `confirm` raise, InvalidValueError without a ledger and for what is no
+    executor, and StateError where the ledger's entries were merged or voided meanwhile.
     """
     if ledger is None:
         raise InvalidValueError(
@@ -127,31 +145,58 @@ def explain(
             got="None",
             remedy="open one with gradtrace.Ledger.open(path)",
         )
-    scores = score(ledger, weights, by, **dict(options or {}))
-    if density is None:
-        matters = Mask({name: one > 0 for name, one in scores.items()}, scores.provenance)
-    else:
-        matters = select(scores, density, scope=scope, granularity=granularity)
-    learned = confirm(score(ledger, weights, test), method, q)
-    reasons = {}
-    for name, kept in matters.items():
-        supported = np.asarray(ledger[name].events) > 0
-        reasons[name] = _reasons(kept, learned[name], supported, whole=granularity != "element")
-    mask = Mask(
-        {name: codes >= Reason.MATTERS_UNCONFIRMED for name, codes in reasons.items()},
-        {**matters.provenance, "test": learned.provenance},
-    )
-    return Explanation(mask, NamedArrays(reasons))
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise InvalidValueError(
+            "executor",
+            expected="a concurrent.futures.Executor",
+            got=type(executor).__name__,
+            remedy="pass e.g. concurrent.futures.ThreadPoolExecutor()",
+        )
+    check_ledger(ledger)
+    study = study_of(ledger, read_weights(weights))
+    question = Question(by, dict(options or {}), density, scope, granularity, test, method, q)
+    question.check(study)
+    if "ledger" in (criterion(by).kind, criterion(test).kind):
+        check_same_run(study, ledger)
+    together: Mask | None = None
+    if scope == "global" and density is not None:
+        together = select(score(ledger, weights, by, **question.options), density, None, scope, granularity)
+    codes: dict[str, NDArray[np.uint8]] = {}
+    for answer in answered(question, ledger, study, executor):
+        shape = study.record(answer.name).shape
+        matters, learned, supported = (_unpacked(bits, shape) for bits in answer[1:])
+        if together is not None:
+            matters = together[answer.name]
+        codes[answer.name] = _reasons(matters, learned, supported, whole=granularity != "element")
+        if step is not None:
+            step(answer.name)
+    mask = {name: one >= Reason.MATTERS_UNCONFIRMED for name, one in codes.items()}
+    for one in mask.values():
+        one.flags.writeable = False
+    return Explanation(Mask(mask, question.provenance(ledger, list(codes))), NamedArrays(codes))
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    return np.unpackbits(bits, count=math.prod(shape)).view(np.bool_).reshape(shape)
 
 
 def _reasons(
     matters: NDArray[np.bool_], learned: NDArray[np.bool_], supported: NDArray[np.bool_], *, whole: bool
 ) -> NDArray[np.uint8]:
-    codes = np.where(
-        matters,
-        np.where(learned, Reason.MATTERS_AND_LEARNED, Reason.MATTERS_UNCONFIRMED),
-        np.where(learned, Reason.LEARNED_BUT_MINOR, Reason.NOT_LEARNED),
-    )
     # A unit stays whole: what is computed as one block gains nothing by a hole.
-    without = np.where(matters & whole, Reason.KEPT_WITH_ITS_UNIT, Reason.NEVER_SUPPORTED)
-    return np.where(supported, codes, without).astype(np.uint8)
+    without = Reason.KEPT_WITH_ITS_UNIT if whole else Reason.NEVER_SUPPORTED
+    never = (Reason.NEVER_SUPPORTED, without)
+    table = np.array(
+        [
+            *(*never, *never),
+            *(Reason.NOT_LEARNED, Reason.MATTERS_UNCONFIRMED),
+            *(Reason.LEARNED_BUT_MINOR, Reason.MATTERS_AND_LEARNED),
+        ],
+        np.uint8,
+    )
+    codes = np.empty(matters.shape, np.uint8)
+    np.take(
+        table, matters + 2 * learned.view(np.uint8) + 4 * supported.view(np.uint8), out=codes, mode="clip"
+    )
+    codes.flags.writeable = False
+    return codes

@@ -28,9 +28,7 @@ def gathering_of(
     if criterion.gathering is not None:
         return criterion.needs, criterion.gathering(study, **options)
     defaults = criterion.options
-    if criterion.whole is not None and all(
-        options.get(one, defaults[one]) == defaults[one] for one in criterion.whole
-    ):
+    if criterion.whole is not None and not any(options.get(one, defaults[one]) for one in criterion.whole):
         return criterion.needs, lambda name: _ByBlock(criterion, study, options, name)
     return (), lambda name: _Whole(judge, name)
 

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from gradtrace.errors import InvalidValueError
 from gradtrace.evidence.weights import as_array
 
-__all__ = ["by_family", "checked_arrays", "checked_evalues", "checked_pvalues", "checked_share", "parted"]
+__all__ = [
+    "by_family",
+    "checked_arrays",
+    "checked_evalues",
+    "checked_pvalues",
+    "checked_share",
+    "parted",
+    "without_evalues",
+    "without_pvalues",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -41,29 +50,39 @@ def checked_arrays(scores: object, what: str) -> dict[str, Array]:
     return arrays
 
 
+def without_pvalues(what: str) -> InvalidValueError:
+    """The error for scores that have none."""
+    return InvalidValueError(
+        what,
+        expected="scores with p-values",
+        got="scores of a criterion that is no test",
+        remedy="score with by='init' or by='drift', or pass density",
+    )
+
+
 def checked_pvalues(scores: Mapping[str, Any], arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
     """The p-values of the scores. Raises InvalidValueError where there are none, or none that fit."""
     given = getattr(scores, "pvalues", None)
     if given is None:
-        raise InvalidValueError(
-            what,
-            expected="scores with p-values",
-            got="scores of a criterion that is no test",
-            remedy="score with by='init' or by='drift', or pass density",
-        )
+        raise without_pvalues(what)
     return _fitting(given, arrays, "pvalues", 1.0, "numbers in [0, 1]")
+
+
+def without_evalues(what: str) -> InvalidValueError:
+    """The error for scores that have none."""
+    return InvalidValueError(
+        what,
+        expected="scores with e-values",
+        got="scores of a criterion that gives none",
+        remedy="score with by='sign', or use method='by'",
+    )
 
 
 def checked_evalues(scores: Mapping[str, Any], arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
     """The e-values of the scores. Raises InvalidValueError where there are none, or none that fit."""
     given = getattr(scores, "evalues", None)
     if given is None:
-        raise InvalidValueError(
-            what,
-            expected="scores with e-values",
-            got="scores of a criterion that gives none",
-            remedy="score with by='sign', or use method='by'",
-        )
+        raise without_evalues(what)
     return _fitting(given, arrays, "evalues", math.inf, "numbers from 0 up")
 
 

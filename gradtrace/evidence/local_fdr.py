@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, isotonic_regression
 from scipy.special import ndtr
 
-from gradtrace.evidence.cells import CELLS, FINE, cells_of
+from gradtrace.evidence.cells import CELLS, FINE, cells_of, counted
 from gradtrace.evidence.tail import Tail, tail_of
 
 __all__ = ["EmpiricalNull", "local_discoveries", "local_fdr", "rates_of_cells", "smallest_confirmed"]
@@ -115,10 +115,10 @@ def smallest_confirmed(counts: Counts, fdr: float) -> int:
 def local_fdr(pvalues: Array) -> Array:
     """The local false discovery rate of each test of one family, of the p-values' shape."""
     cells = cells_of(pvalues)
-    return np.asarray(rates_of_cells(np.bincount(cells.ravel(), minlength=CELLS))[cells])
+    return np.asarray(rates_of_cells(counted(cells))[cells])
 
 
 def local_discoveries(pvalues: Array | Tail, fdr: float) -> NDArray[np.bool_]:
     """True for the tests of least local fdr, as many as keep its mean among them at most `fdr`."""
     cells = tail_of(pvalues).cells()
-    return np.asarray(cells >= smallest_confirmed(np.bincount(cells.ravel(), minlength=CELLS), fdr))
+    return np.asarray(cells >= smallest_confirmed(counted(cells), fdr))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, MismatchError
 from gradtrace.evidence.definition import Study
+from gradtrace.evidence.stored_weights import StoredWeights, check_finite
 from gradtrace.evidence.weights import Weights
 
 if TYPE_CHECKING:
@@ -30,15 +31,21 @@ def study_of(ledger: Ledger | None, weights: Weights) -> Study:
         chosen, records = {name: name for name in weights.arrays}, None
     else:
         chosen, records = _matched(ledger, weights), dict(ledger.items())
-    arrays = {name: weights.arrays[own] for name, own in chosen.items() if weights.arrays[own].ndim >= 2}
+    shapes = weights.shapes
+    chosen = {name: own for name, own in chosen.items() if len(shapes[own]) >= 2}
+    arrays: Mapping[str, NDArray[np.floating[Any]]]
+    if isinstance(weights.arrays, StoredWeights):
+        arrays = weights.arrays.chosen(chosen)
+    else:
+        arrays = {name: weights.arrays[own] for name, own in chosen.items()}
+        for name, array in arrays.items():
+            check_finite(name, array)
     if not arrays:
         raise InvalidValueError(
             "weights",
             expected="a floating-point parameter of at least two dimensions",
             got="none among " + _some(list(weights.arrays)),
         )
-    for name, array in arrays.items():
-        _check_finite(name, array)
     return Study(
         weights=arrays,
         records=None if records is None else {name: records[name] for name in arrays},
@@ -65,14 +72,15 @@ def _matched(ledger: Ledger, weights: Weights) -> dict[str, str]:
             got=_some([name for name in weights.arrays if name not in found.values()]),
             remedy=_remedy(missing, weights),
         )
-    wrong = [name for name, match in found.items() if weights.arrays[match].shape != shapes[name]]
+    given = weights.shapes
+    wrong = [name for name, match in found.items() if given[match] != shapes[name]]
     if wrong:
         first = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise MismatchError(
             f"parameter {first!r} has another shape than in the ledger{more}",
             expected=str(shapes[first]),
-            got=str(weights.arrays[found[first]].shape),
+            got=str(given[found[first]]),
             remedy=_THIS_RUN,
         )
     return found
@@ -95,17 +103,6 @@ def _remedy(missing: list[str], weights: Weights) -> str:
                         f"pass the module that calls it {prefix[:-1]!r}, or put {prefix!r} before every name"
                     )
     return _THIS_RUN
-
-
-def _check_finite(name: str, array: NDArray[np.floating[Any]]) -> None:
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise InvalidValueError(
-            f"weights of {name!r}",
-            expected="finite numbers",
-            got=f"{bad} of {array.size} NaN or infinite",
-            remedy="score a checkpoint from before the run diverged",
-        )
 
 
 def _class(

@@ -25,7 +25,7 @@ def unknown_name(kind: str, got: object, known: Mapping[str, Any] | tuple[str, .
 
 
 class NamedArrays(Mapping[str, NDArray[Item]], Generic[Item]):
-    """Parameter name -> array, in a fixed order. The arrays are copies that cannot be written to.
+    """Parameter name -> array, in a fixed order. The arrays cannot be written to: copies where they could be.
 
     Equal to another one with the same names, in any order, and the same shapes and values.
     """
@@ -33,9 +33,10 @@ class NamedArrays(Mapping[str, NDArray[Item]], Generic[Item]):
     def __init__(self, arrays: Mapping[str, NDArray[Item]]) -> None:
         self._arrays: dict[str, NDArray[Item]] = {}
         for name, array in arrays.items():
-            copy = np.array(array, order="C")
-            copy.flags.writeable = False
-            self._arrays[name] = copy
+            if array.flags.writeable or not array.flags.owndata or not array.flags.c_contiguous:
+                array = np.array(array, order="C")
+                array.flags.writeable = False
+            self._arrays[name] = array
 
     def __getitem__(self, name: str) -> NDArray[Item]:
         if name not in self._arrays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from gradtrace.evidence.weights import read_weights
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import Ledger
 
-__all__ = ["DEFAULT", "Scores", "score"]
+__all__ = ["DEFAULT", "Scores", "check_ledger", "check_scores", "score", "scores_provenance"]
 
 
 class Scores(NamedArrays[np.float64]):
@@ -49,9 +49,9 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
 
     `ledger` may be None for criteria of kind "statistic" and "control"; where one is given, exactly its
     parameters are scored, whatever the criterion, so that criteria can be compared. `by` may also be a
-    Criterion of your own. `weights` is an nn.Module
-    or a mapping from name to tensor or array; all scores are computed now, so later changes to the model do
-    not reach them.
+    Criterion of your own. `weights` is an nn.Module, a
+    mapping from name to tensor or array, or the path of a safetensors file; all scores are computed now, so
+    later changes to the model do not reach them.
 
     Raises UnknownNameError for a criterion or option that does not exist and for an accumulator that was not
     recorded, InvalidValueError for a missing ledger, for weights that are not finite and for options out of
@@ -60,7 +60,7 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
     decay that cannot be replayed.
     """
     chosen = criterion(by)
-    _check_ledger(ledger)
+    check_ledger(ledger)
     study = study_of(ledger, read_weights(weights))
     judge = chosen.judge(study, options)
     if ledger is not None and chosen.kind == "ledger":
@@ -69,37 +69,50 @@ def score(ledger: Ledger | None, weights: object, by: str | Criterion = DEFAULT,
     for name in study.weights:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
             finding = judge(name)
-        if not np.isfinite(finding.score).all():
-            raise InvalidValueError(
-                f"scores of {name!r} by {by!r}",
-                expected="finite numbers",
-                got="NaN or infinity, from sums or a decay that overflowed",
-                remedy="use another criterion",
-            )
+        check_scores(name, finding.score, chosen.name)
         scores[name] = finding.score
         if finding.pvalue is not None:
             pvalues[name] = np.asarray(finding.pvalue)
         if finding.evalue is not None:
             evalues[name] = finding.evalue
-    provenance: dict[str, Any] = {
-        "criterion": chosen.name,
-        "kind": chosen.kind,
-        "options": {name: _described(value) for name, value in {**chosen.options, **options}.items()},
-        "run_id": None if ledger is None else ledger.run_id,
-        "steps": None if ledger is None else ledger.steps,
-        "library_version": __version__,
-    }
-    if ledger is not None and chosen.name == "drift" and "decoy_sum" in ledger.accumulators:
-        provenance["calibration"] = calibration(ledger, list(scores)).to_json()
     return Scores(
         scores,
         pvalues if chosen.has_pvalues else None,
-        provenance,
+        scores_provenance(chosen, options, ledger, list(scores)),
         evalues if chosen.has_evalues else None,
     )
 
 
-def _check_ledger(ledger: Ledger | None) -> None:
+def scores_provenance(
+    criterion: Criterion, options: Mapping[str, Any], ledger: Ledger | None, names: Sequence[str]
+) -> dict[str, Any]:
+    """Where the scores of these parameters come from, as JSON; of drift with its calibration, if recorded."""
+    provenance: dict[str, Any] = {
+        "criterion": criterion.name,
+        "kind": criterion.kind,
+        "options": {name: _described(value) for name, value in {**criterion.options, **options}.items()},
+        "run_id": None if ledger is None else ledger.run_id,
+        "steps": None if ledger is None else ledger.steps,
+        "library_version": __version__,
+    }
+    if ledger is not None and criterion.name == "drift" and "decoy_sum" in ledger.accumulators:
+        provenance["calibration"] = calibration(ledger, list(names)).to_json()
+    return provenance
+
+
+def check_scores(name: str, scores: NDArray[np.float64], by: str) -> None:
+    """Raise InvalidValueError for scores of a parameter that are not finite."""
+    if not np.isfinite(scores).all():
+        raise InvalidValueError(
+            f"scores of {name!r} by {by!r}",
+            expected="finite numbers",
+            got="NaN or infinity, from sums or a decay that overflowed",
+            remedy="use another criterion",
+        )
+
+
+def check_ledger(ledger: Ledger | None) -> None:
+    """Raise InvalidValueError for what is neither a ledger nor None."""
     if ledger is not None and (not isinstance(ledger, Mapping) or not hasattr(ledger, "run_id")):
         raise InvalidValueError(
             "ledger",

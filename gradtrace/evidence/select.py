@@ -21,7 +21,7 @@ from gradtrace.evidence.mask import Mask
 from gradtrace.evidence.multiplicity import discoveries
 from gradtrace.evidence.selection import best_elements
 
-__all__ = ["select"]
+__all__ = ["best_of", "check_selection", "select"]
 
 Array: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -52,6 +52,24 @@ def select(
     Raises InvalidValueError for arguments out of range, for both or neither of density and fdr, for scores
     that are not finite, for p-values that are none or do not fit the scores, and for no scores at all.
     """
+    check_selection(density, fdr, scope, granularity)
+    arrays = checked_arrays(scores, "scores")
+    kept: Mapping[str, Bools]
+    if density is not None:
+        density = checked_share("density", density, "density=0.3")
+        kept = _by_density(arrays, density, scope, granularity)
+    else:
+        rate = fdr = checked_share("fdr", fdr, "fdr=0.01")
+        pvalues = checked_pvalues(scores, arrays, "fdr")
+        kept = by_family(pvalues, scope, lambda family: discoveries(family, rate))
+    selection = {"density": density, "fdr": fdr, "scope": scope, "granularity": granularity}
+    return Mask(kept, {**dict(getattr(scores, "provenance", None) or {}), "selection": selection})
+
+
+def check_selection(
+    density: float | None, fdr: float | None, scope: str = "layer", granularity: str = "element"
+) -> None:
+    """Raise InvalidValueError for arguments of `select` that do not go together."""
     if scope not in SCOPES:
         raise InvalidValueError("scope", expected=f"one of {', '.join(SCOPES)}", got=repr(scope))
     if granularity not in tuple(GRANULARITIES):  # a tuple, which unlike a dict can be asked for anything
@@ -74,17 +92,11 @@ def select(
         )
     if scope == "row" and granularity != "element":
         raise InvalidValueError("granularity", expected="'element' with scope='row'", got=repr(granularity))
-    arrays = checked_arrays(scores, "scores")
-    kept: Mapping[str, Bools]
-    if density is not None:
-        density = checked_share("density", density, "density=0.3")
-        kept = _by_density(arrays, density, scope, granularity)
-    else:
-        rate = fdr = checked_share("fdr", fdr, "fdr=0.01")
-        pvalues = checked_pvalues(scores, arrays, "fdr")
-        kept = by_family(pvalues, scope, lambda family: discoveries(family, rate))
-    selection = {"density": density, "fdr": fdr, "scope": scope, "granularity": granularity}
-    return Mask(kept, {**dict(getattr(scores, "provenance", None) or {}), "selection": selection})
+
+
+def best_of(scores: Array, density: float, scope: str, granularity: str) -> Bools:
+    """What `select` keeps of one parameter; not for the scope "global"."""
+    return _by_density({"": scores}, density, scope, granularity)[""]
 
 
 def _by_density(
@@ -92,6 +104,11 @@ def _by_density(
 ) -> dict[str, Bools]:
     if scope == "row":
         return {name: _best_of_rows(array, density) for name, array in arrays.items()}
+    if scope == "layer" and granularity == "element":
+        return {
+            name: best_elements(array.ravel(), round(density * array.size)).reshape(array.shape)
+            for name, array in arrays.items()
+        }
     blocks = {name: Blocks.of(array.shape, granularity) for name, array in arrays.items()}
     means = {name: blocks[name].means(array) for name, array in arrays.items()}
     if scope == "layer":

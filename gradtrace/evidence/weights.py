@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import InvalidValueError, MismatchError, UnsupportedError
+from gradtrace.evidence.stored_weights import StoredWeights
 from gradtrace.ledger.names import canonical
 
 __all__ = ["Weights", "as_array", "read_weights"]
@@ -45,6 +47,13 @@ class Weights:
     classes: Mapping[str, tuple[str, ...]]
     rounding: Mapping[str, float]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name in `arrays` -> shape."""
+        if isinstance(self.arrays, StoredWeights):
+            return self.arrays.shapes
+        return {name: array.shape for name, array in self.arrays.items()}
+
     def find(self, *names: str) -> str | None:
         """The name in `arrays` that one of these names or aliases means, or None."""
         for name in names:
@@ -55,7 +64,9 @@ class Weights:
 
 
 def read_weights(weights: object) -> Weights:
-    """Weights of an nn.Module, or of a mapping from name to tensor or array-like.
+    """Weights of an nn.Module, of a mapping from name to tensor or array-like, or of a safetensors file.
+
+    A path is enough for the file: its weights are read when they are asked for, and not kept.
 
     Names lose the wrapper segments of torch.compile, FSDP and checkpointing; the "module" of DataParallel or
     DistributedDataParallel goes only where such a wrapper is seen, never from a mapping's keys. Entries that
@@ -63,6 +74,9 @@ def read_weights(weights: object) -> Weights:
     for an empty mapping, MismatchError for two weights of one name, UnsupportedError for a tensor without
     readable values.
     """
+    if isinstance(weights, str | PathLike):
+        stored = StoredWeights.of(weights)
+        return Weights(stored, {}, {}, {name: place.rounding for name, place in stored.places.items()})
     arrays: dict[str, Array] = {}
     aliases: dict[str, str] = {}
     rounding: dict[str, float] = {}
@@ -160,7 +174,7 @@ def _entries(weights: object) -> Iterator[tuple[str, object]]:
     else:
         raise InvalidValueError(
             "weights",
-            expected="an nn.Module or a mapping from parameter name to array",
+            expected="an nn.Module or a mapping from parameter name to array, or a safetensors file",
             got=type(weights).__name__,
             remedy="pass model or model.state_dict()",
         )

@@ -17,6 +17,7 @@ from gradtrace.ledger.array_reader import StoredArray
 from gradtrace.ledger.chunk_memory import ChunkMemory
 from gradtrace.ledger.commit import Commit
 from gradtrace.ledger.commit_store import all_stand
+from gradtrace.ledger.header import KNOWN
 from gradtrace.ledger.layout_store import StoredLayout, opening_name
 from gradtrace.ledger.paths import layout_prefix
 from gradtrace.ledger.storage import Storage
@@ -102,8 +103,13 @@ class Sums:
         """Return the length of the flat arrays that hold the place."""
         return self._layouts[place.layout].layout.size(place.rank, None)
 
+    def summed_dtype(self, place: Place, accumulator: str) -> np.dtype[Any]:
+        """Return the dtype that holds the totals of the place's flat arrays: of one entry, the stored one."""
+        single = len(self._commits[place.layout]) == 1
+        return np.dtype(KNOWN[accumulator] if single else total_dtype(accumulator))
+
     def filling(self, place: Place, accumulator: str) -> Callable[[int, np.ndarray[Any, Any]], None]:
-        """Return what sets an array, float64 or int64, to the total of a chunk of the place's flat arrays."""
+        """Return what sets an array of `summed_dtype` to the total of a chunk of the place's flat arrays."""
         arrays = cache(partial(self._arrays, place.layout, place.rank, accumulator, self.rank_size(place)))
 
         def fill(chunk: int, out: np.ndarray[Any, Any]) -> None:

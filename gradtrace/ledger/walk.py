@@ -69,7 +69,7 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
     size = sums.rank_size(first)
     length = chunk_elements(size)
     fills = {one: sums.filling(first, one) for one in accumulators}
-    memory = {one: np.empty(min(length, size), total_dtype(one)) for one in accumulators}
+    memory = {one: np.empty(min(length, size), sums.summed_dtype(first, one)) for one in accumulators}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:
         for chunk in range(first.begin // length, -(-run[-1][1].end // length)):
             begin, end = chunk * length, min((chunk + 1) * length, size)
@@ -84,8 +84,9 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
             for name, place in here:
                 for part in _parts(max(place.begin, begin), min(place.end, end)):
                     own = slice(part.start - place.begin, part.stop - place.begin)
+                    at = slice(part.start - begin, part.stop - begin)
                     totals = {
-                        one: whole[part.start - begin : part.stop - begin] for one, whole in memory.items()
+                        one: whole[at].astype(total_dtype(one), copy=False) for one, whole in memory.items()
                     }
                     yield Block(name, own, totals)
 

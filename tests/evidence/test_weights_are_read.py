@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrace.errors import InvalidValueError, MismatchError, UnsupportedError
+from gradtrace.errors import InvalidValueError, MismatchError, UnreadableFileError, UnsupportedError
 from gradtrace.evidence.score import score
 from gradtrace.evidence.weights import read_weights
 
@@ -105,7 +105,7 @@ def test_a_parallel_wrapper_is_taken_off_and_an_honest_module_kept() -> None:
         ({}, InvalidValueError, "weights: expected at least one parameter, got none"),
         (nn.ReLU(), InvalidValueError, "at least one parameter"),
         (None, InvalidValueError, r"nn\.Module or a mapping.*got NoneType.*state_dict"),
-        ("model.pt", InvalidValueError, "got str"),
+        ("model.pt", UnreadableFileError, "weights file .model.pt. cannot be read"),
         ([np.ones((2, 2))], InvalidValueError, "got list"),
         ({1: np.ones((2, 2))}, InvalidValueError, "names of parameters as keys, got 1"),
         ({"state_dict": {"w": 1}}, InvalidValueError, r"weights\['state_dict'\].*pass its state_dict"),

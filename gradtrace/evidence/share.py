@@ -1,0 +1,101 @@
+"""The parameters of one task, judged in one walk over their totals: three bits a dependency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrace.evidence.confirm import METHODS
+from gradtrace.evidence.criterion import criterion
+from gradtrace.evidence.definition import Study
+from gradtrace.evidence.gathering import gathering_of
+from gradtrace.evidence.question import Question
+from gradtrace.evidence.score import check_scores
+from gradtrace.evidence.select import best_of
+
+if TYPE_CHECKING:
+    from gradtrace.ledger.reader import Ledger
+
+__all__ = ["Answer", "Share", "answers"]
+
+
+class Answer(NamedTuple):
+    """Of one parameter, flat and packed into bits: what matters, what was learned, what was supported."""
+
+    name: str
+    matters: NDArray[np.uint8]
+    learned: NDArray[np.uint8]
+    supported: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A task that can be sent to another process: some parameters, whose weights and records `study` names.
+
+    `study` has no records: the ledger, which opens itself again over there, has them.
+    """
+
+    question: Question
+    ledger: Ledger
+    study: Study
+
+    @classmethod
+    def of(cls, question: Question, ledger: Ledger, study: Study, names: Sequence[str]) -> Share:
+        """These parameters of the study."""
+        return cls(question, ledger, replace(study.only(names), records=None, inputs={}))
+
+
+def answers(share: Share) -> list[Answer]:
+    """Judge the parameters of a share in one walk over their totals."""
+    return list(_answers(share))
+
+
+def _answers(share: Share) -> Iterator[Answer]:
+    asked, ledger = share.question, share.ledger
+    names = list(share.study.weights)
+    study = replace(share.study, records={name: ledger[name] for name in names}, inputs=ledger.inputs)
+    by, test = criterion(asked.by), criterion(asked.test)
+    score_needs, score_of = gathering_of(by, study, asked.options)
+    test_needs, test_of = gathering_of(test, study, {})
+    needs = tuple(dict.fromkeys((*test_needs, *score_needs, "events")))
+    for name, part, totals in _blocks(ledger, names, needs):
+        size = math.prod(study.record(name).shape)
+        if part.start == 0:
+            scoring, testing = score_of(name), test_of(name)
+            supported = np.empty(size, np.bool_)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
+            scoring.add(part, totals)
+            testing.add(part, totals)
+        np.greater(totals["events"], 0, out=supported[part])
+        if part.stop == size:
+            with np.errstate(over="ignore", invalid="ignore"):
+                tested = testing.finding()
+                check_scores(name, tested.score, test.name)
+                evidence: Any = tested.evalue if asked.method == "e-bh" else tested.pvalue
+                learned = METHODS[asked.method](evidence, asked.q)
+                del tested, testing
+                scores = scoring.finding().score
+                del scoring
+            check_scores(name, scores, by.name)
+            if asked.density is None or asked.scope == "global":
+                matters = scores > 0
+            else:
+                matters = best_of(scores, asked.density, asked.scope, asked.granularity)
+            yield Answer(name, np.packbits(matters), np.packbits(learned), np.packbits(supported))
+
+
+def _blocks(
+    ledger: Ledger, names: Sequence[str], needs: Sequence[str]
+) -> Iterator[tuple[str, slice, Mapping[str, NDArray[Any]]]]:
+    """Blocks of totals, from a ledger that can be walked or from records of any kind."""
+    if hasattr(ledger, "walk"):
+        yield from ledger.walk(names, needs)
+        return
+    for name in names:
+        totals = {one: np.asarray(getattr(ledger[name], one)).reshape(-1) for one in needs}
+        yield name, slice(0, math.prod(ledger[name].shape)), totals
