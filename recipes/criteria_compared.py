@@ -1,62 +1,50 @@
-"""What each criterion's masks are worth on trained MLPs, how far they agree, and what each one misses."""
+"""What each criterion's masks are worth on trained MLPs, weight by weight and in rows; what each misses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from mnist import trained, validate
 
 import gradtrace as gt
-from gradtrace.evidence.agreement import Agreement, agreement
-from gradtrace.evidence.curves import Curves, quality_at_density
 from gradtrace.evidence.never_supported import NeverSupported, never_supported, smallest
-from gradtrace.evidence.ties import tied_share
 
-__all__ = ["AGREE_AT", "CRITERIA", "DENSITIES", "Compared", "compared", "together"]
+__all__ = ["CRITERIA", "DENSITIES", "STEPS", "Compared", "compared", "together"]
 
-CRITERIA = ("fisher-step", "support", "displacement", "init", "magnitude", "random")
-DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
-AGREE_AT = 0.3
+CRITERIA = ("fisher-step", "support", "displacement", "init", "magnitude")
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+# Steps that `compared` tells: each criterion and both controls, single weights and rows.
+STEPS = 2 * (len(CRITERIA) + 2) * (1 + len(DENSITIES))
 FDR = 0.05
 
 
 class Compared(NamedTuple):
-    """Accuracy with single weights kept and with row groups; agreement, ties and what is missed.
+    """The criteria with single weights kept and with row groups, and who finds what had no event."""
 
-    `ties`: criterion -> share of what it keeps at density AGREE_AT that the lot decided, not the score.
-    """
-
-    by_element: Curves
-    by_rows: Curves
-    agreement: Agreement
+    by_element: gt.Comparison
+    by_rows: gt.Comparison
     never: NeverSupported
-    ties: dict[str, float]
 
 
-def compared(run: Path, step: Callable[[], None]) -> Compared:
-    """One run of train.py; `step` is called once a criterion and 2 x len(DENSITIES) times more for each."""
+def compared(run: Path, step: Callable[[str], object]) -> Compared:
+    """One run of train.py; `step` is called STEPS times with what was done."""
     net, ledger = trained(run), gt.Ledger.open(run / "mnist.ledger.zarr")
 
-    def evaluate(mask: gt.Mask) -> float:
-        step()
-        return validate(gt.apply_mask_(deepcopy(net), mask))
+    def asked(granularity: str) -> gt.Comparison:
+        return gt.compare(
+            ledger,
+            net,
+            validate,
+            by=CRITERIA,
+            densities=DENSITIES,
+            granularity=granularity,
+            on_step=step,
+        )
 
-    scores = {}
-    for name in CRITERIA:
-        scores[name] = gt.score(ledger, net, by=name)
-        step()
-    masks = {name: gt.select(score, density=AGREE_AT) for name, score in scores.items()}
-    return Compared(
-        quality_at_density(scores, evaluate, DENSITIES),
-        quality_at_density(scores, evaluate, DENSITIES, granularity="rows"),
-        agreement(masks),
-        missed(ledger, scores),
-        {name: tied_share(scores[name], mask) for name, mask in masks.items()},
-    )
+    scores = {name: gt.score(ledger, net, by=name) for name in ("init", "magnitude", "random")}
+    return Compared(asked("element"), asked("rows"), missed(ledger, scores))
 
 
 def missed(ledger: gt.Ledger, scores: dict[str, gt.Scores]) -> NeverSupported:
@@ -73,19 +61,8 @@ def missed(ledger: gt.Ledger, scores: dict[str, gt.Scores]) -> NeverSupported:
 
 
 def together(runs: Sequence[Compared]) -> Compared:
-    """Several runs as one: curves side by side, agreement averaged, counts added, ties at their median."""
-    by_element, by_rows, agreements, never, ties = zip(*runs, strict=True)
+    """Several runs as one, paired by seed; counts added."""
+    by_element, by_rows, never = zip(*runs, strict=True)
     return Compared(
-        Curves.together(by_element),
-        Curves.together(by_rows),
-        mean_agreement(agreements),
-        NeverSupported.together(never),
-        {name: float(np.median([run[name] for run in ties])) for name in ties[0]},
+        gt.Comparison.together(by_element), gt.Comparison.together(by_rows), NeverSupported.together(never)
     )
-
-
-def mean_agreement(runs: Sequence[Agreement]) -> Agreement:
-    def mean(matrices: list[Any]) -> Any:
-        return tuple(tuple(float(x) for x in row) for row in np.mean(matrices, axis=0))
-
-    return Agreement(runs[0].names, mean([r.jaccard for r in runs]), mean([r.chance for r in runs]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,7 @@ def side_by_side(run: Path, plan: gt.Plan) -> dict[str, dict[str, Any]]:
     return facts
 
 
-def side_by_side_table(plan: gt.Plan, facts: dict[str, dict[str, Any]]) -> Table:
+def side_by_side_table(plan: gt.Plan, facts: Mapping[str, Mapping[str, Any]]) -> Table:
     """The same figures for people."""
     rows = tuple(
         (

@@ -20,6 +20,9 @@ from gradtrace.callbacks import GradientLedger
 from gradtrace.report.table import Table
 from gradtrace.report.terminal import terminal
 
+# About an epoch: `gradtrace growth` shows what was supported at the end of each entry.
+ENTRY_STEPS = 64
+
 
 class Advance(pl.Callback):
     """Moves one progress bar over all seeds, one step at a time."""
@@ -37,7 +40,7 @@ def train(seed: int, folder: Path, epochs: int, weight_decay: float, progress: P
     torch.manual_seed(seed)
     net = Classifier(weight_decay=weight_decay)
     # These folders are this recipe's own, so running it again replaces what it left there.
-    ledger = GradientLedger(folder / "mnist.ledger.zarr", mode="overwrite")
+    ledger = GradientLedger(folder / "mnist.ledger.zarr", entry_steps=ENTRY_STEPS, mode="overwrite")
     began = perf_counter()
     fit(net, seed, epochs, [ledger, Advance(progress, seed)])
     seconds = perf_counter() - began

@@ -147,18 +147,73 @@ def test_criteria_are_those_of_the_library(home: Home) -> None:
 @pytest.mark.parametrize("weights", ["weights.pt", "weights.ckpt", "weights.safetensors"])
 def test_compare_without_a_model_shows_agreement_only(home: Home, weights: str) -> None:
     names = ("--by", "magnitude", "--by", "support", "--density", "0.5")
-    data = home.json("compare", "run.ledger.zarr", weights, *names)
+    data = home.json("compare", "run.ledger.zarr", weights, *names)["summary"]
     assert data["quality"] is None
-    assert data["agreement"]["0.5"]["names"] == ["magnitude", "support"]
+    assert data["agreement"]["0.5"]["names"] == ["magnitude", "support", "random", "shuffled"]
     assert data["agreement"]["0.5"]["jaccard"][0][0] == 1.0
 
 
 def test_compare_with_a_model_and_a_quality_measures_every_mask(home: Home) -> None:
-    data = home.json("compare", *RUN, "--by", "magnitude", "--by", "random", *BOTH)
-    assert data["quality"]["densities"] == [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
-    (magnitude,), (random,) = data["quality"]["values"]["magnitude"], data["quality"]["values"]["random"]
-    assert magnitude[0] == random[0]
-    assert magnitude[2] != random[2]
+    data = home.json("compare", *RUN, "--by", "magnitude", *BOTH)
+    assert data["densities"] == [0.5, 0.3, 0.2, 0.1, 0.05]
+    (run,) = data["runs"]
+    assert set(run["quality"]) == {"magnitude", "random", "shuffled"}
+    assert run["quality"]["magnitude"] != run["quality"]["random"]
+    assert data["summary"]["quality"]["reference"] == "magnitude"
+
+
+@pytest.fixture
+def second(home: Home) -> tuple[str, str]:
+    """Another seed's ledger and weights."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(40, 96), nn.ReLU(), nn.Linear(96, 5))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with gt.Recorder(net, home.path / "second.ledger.zarr", window_steps=2) as recorder:
+        for _ in range(6):
+            optimizer.zero_grad()
+            net(torch.randn(16, 40)).square().mean().backward()
+            recorder.observe(optimizer)
+            optimizer.step()
+    torch.save(net.state_dict(), home.path / "second.pt")
+    return "second.ledger.zarr", "second.pt"
+
+
+def test_compare_of_several_runs_writes_a_page_and_its_figures(home: Home, second: tuple[str, str]) -> None:
+    result = home.run(
+        "compare", *RUN, *second, "--by", "magnitude", "--by", "support", *BOTH, "--page", "p.html"
+    )
+    assert result.exit_code == 0, result.output
+    assert "Mean of 2 runs" in result.stdout
+    html = (home.path / "p.html").read_text()
+    assert html.count("data:image/png;base64,") == 6
+    assert "All figures are in p.json" in html
+    found = gt.Comparison.load(home.path / "p.json")
+    assert [Path(run.ledger).name for run in found.runs] == ["run.ledger.zarr", "second.ledger.zarr"]
+    assert found.quality("magnitude")[0].low is not None
+
+
+def test_compare_of_a_run_twice_is_refused(home: Home) -> None:
+    assert "a run once" in home.fails("compare", *RUN, *RUN, "--by", "magnitude")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*RUN, "second.ledger.zarr"), "the last one alone"),
+        ((*RUN, "--page", "page.txt"), "--page"),
+        ((*RUN, "--page", "nowhere/page.html"), "--page"),
+    ],
+)
+def test_compare_says_what_is_wrong_before_the_wait(
+    home: Home, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in home.fails("compare", *arguments)
+
+
+@pytest.mark.parametrize("function", ["factories:words", "factories:broken", "factories:lost"])
+def test_compare_names_a_quality_of_no_use(home: Home, function: str) -> None:
+    options = ("--by", "magnitude", *MODEL, "--validate", function)
+    assert "--validate" in home.fails("compare", *RUN, *options)
 
 
 def test_compare_in_words_names_the_best(home: Home) -> None:

@@ -19,18 +19,20 @@ def growth(
     picture: Annotated[Path | None, typer.Option(help="Write a picture here, as PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how support, and what is confirmed as learned, grew during training, at every entry's end.
+    """Show how support, and what is confirmed as learned, grew from entry to entry, and where support ended.
 
     Example: `gradtrace growth runs/mnist/seed-0/mnist.ledger.zarr --picture growth.png`
     """
     import gradtrace as gt
     from gradtrace.evidence.growth import growth as grown
-    from gradtrace.report.learned_tables import growth_table
+    from gradtrace.evidence.span_shares import span_shares
+    from gradtrace.report.learned_tables import growth_table, span_table
 
-    found = grown(gt.Ledger.open(ledger), q=q)
+    opened = gt.Ledger.open(ledger)
+    found, spans = grown(opened, q=q), span_shares(opened)
     if picture is not None:
         from gradtrace.evidence.whole_file import write_whole
         from gradtrace.report.growth_plot import growth_plot
 
-        write_whole(picture, growth_plot(found), "picture")
-    show(as_json, found.to_json(), growth_table(found))
+        write_whole(picture, growth_plot(found, spans), "picture")
+    show(as_json, found.to_json() | {"spans": spans.to_json()}, growth_table(found), span_table(spans))

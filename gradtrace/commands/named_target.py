@@ -105,15 +105,6 @@ def _tied(model: nn.Module, weights: Mapping[str, object]) -> set[str]:
 
 def quality(text: str, model: nn.Module) -> float:
     """What the function `text` says of `model`: one finite number, larger = better."""
-    value = _called(text, "--validate", model)
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise InvalidValueError(
-            "--validate", expected=f"{text}(model) to return a number", got=repr(value)[:80]
-        ) from error
-    if number != number or number in (float("inf"), float("-inf")):
-        raise InvalidValueError(
-            "--validate", expected=f"{text}(model) to return a finite number", got=repr(number)
-        )
-    return number
+    from gradtrace.comparison.quality import checked_quality
+
+    return checked_quality(_called(text, "--validate", model), "--validate", f"{text}(model)")

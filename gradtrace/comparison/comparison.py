@@ -14,7 +14,6 @@ from gradtrace.comparison.interval import Interval, t_interval
 from gradtrace.comparison.run import Run
 from gradtrace.errors import InvalidValueError, MismatchError
 from gradtrace.evidence.agreement import Agreement
-from gradtrace.evidence.curves import Curves
 
 __all__ = ["Comparison", "area"]
 
@@ -95,13 +94,6 @@ class Comparison:
         self._need_quality()
         return t_interval([run.dense for run in self.runs if run.dense is not None])
 
-    @property
-    def curves(self) -> Curves:
-        """Every quality measured. Raises InvalidValueError without a validation."""
-        self._need_quality()
-        values = {name: tuple(run.quality[name] for run in self.runs) for name in self.names}
-        return Curves(self.densities, values)
-
     def quality(self, name: str) -> tuple[Interval, ...]:
         """Mean quality of a contender's masks at each density."""
         self._need_quality()
@@ -149,6 +141,28 @@ class Comparison:
             )
             found.append(min(gains, key=lambda one: one.mean, default=None))
         return tuple(found)
+
+    def equals(self, name: str) -> tuple[str, ...]:
+        """The contenders whose masks are worth the same as this one's in every run and at every density."""
+        self._need_quality()
+        return tuple(
+            one for one in self.names if all(run.quality[one] == run.quality[name] for run in self.runs)
+        )
+
+    def best_at(self, k: int) -> tuple[tuple[str, ...], str, Interval | None]:
+        """(winners, runner-up, winners' mean quality above it, paired by run) at the k-th density.
+
+        Several win where they are equal in every run, as criteria that rank alike are; the runner-up is the
+        best mean of the others, "" and None where there is none.
+        """
+        self._need_quality()
+        at = {name: [run.quality[name][k] for run in self.runs] for name in self.names}
+        ranked = sorted(at, key=lambda name: -float(np.mean(at[name])))
+        winners = tuple(name for name in ranked if at[name] == at[ranked[0]])
+        others = [name for name in ranked if name not in winners]
+        if not others:
+            return winners, "", None
+        return winners, others[0], t_interval(np.subtract(at[winners[0]], at[others[0]]).tolist())
 
     def agreement(self, k: int) -> Agreement:
         """Agreement of all masks at the k-th density, and chance's, averaged over the runs."""

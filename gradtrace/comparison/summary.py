@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,19 @@ from gradtrace.comparison.layer_shape import together
 if TYPE_CHECKING:
     from gradtrace.comparison.comparison import Comparison
 
-__all__ = ["area_lines", "collapsed", "control_lines", "decomposition", "left_out_lines", "summary"]
+__all__ = [
+    "area_lines",
+    "best_lines",
+    "collapsed",
+    "control_lines",
+    "decomposition",
+    "left_out_lines",
+    "shown_density",
+    "summary",
+]
+
+# One density stands for all where a page has room for one matrix.
+SHOWN = 0.3
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
@@ -34,11 +47,16 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         found["quality"] = {
             "dense": asdict(comparison.dense),
             "reference": reference,
-            "curves": comparison.curves.to_json(),
+            "best": [_best(comparison, k) for k in range(len(comparison.densities))],
             "mean": {name: [asdict(one) for one in comparison.quality(name)] for name in comparison.names},
             "area": {name: _area(comparison, name, reference) for name in comparison.names},
         }
     return found
+
+
+def _best(comparison: Comparison, k: int) -> dict[str, Any]:
+    winners, second, gap = comparison.best_at(k)
+    return {"winners": winners, "runner_up": second, "ahead": None if gap is None else asdict(gap)}
 
 
 def _area(comparison: Comparison, name: str, reference: str) -> dict[str, Any]:
@@ -81,6 +99,32 @@ def collapsed(comparison: Comparison, name: str) -> list[dict[str, int]]:
         counts = {layer: sum(one[layer].collapsed for one in every) for layer in every[0]}
         found.append({layer: count for layer, count in counts.items() if count})
     return found
+
+
+def shown_density(comparison: Comparison) -> int:
+    """The place of the density nearest to 0.3, by their ratio: not so high that all masks agree."""
+    ratios = [abs(math.log(density / SHOWN)) for density in comparison.densities]
+    return ratios.index(min(ratios))
+
+
+def best_lines(comparison: Comparison) -> tuple[str, ...]:
+    """Which contender does best at each density below 1, and whether the interval says so."""
+    lines = []
+    for k, density in enumerate(comparison.densities):
+        if density >= 1:
+            continue
+        winners, second, gap = comparison.best_at(k)
+        value = comparison.quality(winners[0])[k].mean
+        names = " and ".join(winners) + (" (equal in every run)" if len(winners) > 1 else "")
+        if gap is None:
+            what = f"{names}, {value:.3f}"
+        elif gap.above_zero:
+            verb = "win" if len(winners) > 1 else "wins"
+            what = f"{names} {verb} with {value:.3f}, {_of(gap)} above {second}"
+        else:
+            what = f"no clear winner: {names} {value:.3f}, {_of(gap)} above {second}"
+        lines.append(f"At density {density:g}: {what}.")
+    return tuple(lines)
 
 
 def area_lines(comparison: Comparison) -> tuple[str, ...]:

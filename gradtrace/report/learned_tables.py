@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from gradtrace.evidence.explain import Explanation, Reason
 from gradtrace.evidence.growth import Growth
+from gradtrace.evidence.span_shares import SpanShares
 from gradtrace.report.table import Table
 
-__all__ = ["explanation_lines", "explanation_table", "growth_table"]
+__all__ = ["explanation_lines", "explanation_table", "growth_table", "span_table"]
 
 
 def explanation_table(found: Explanation) -> Table:
@@ -51,3 +52,27 @@ def growth_table(growth: Growth) -> Table:
     return Table(
         "Growth by step", ("parameter", *(f"{growth.steps[k]:,}" for k in places)), tuple(rows), note
     )
+
+
+def span_table(spans: SpanShares) -> Table:
+    """The step by which half of what was ever supported had its first event, and what ended early."""
+    rows = []
+    for name in spans.sizes:
+        seen = sum(spans.first[name])
+        reached = 0.0
+        middle = "-"
+        for step, share in zip(spans.steps, spans.first[name], strict=True):
+            reached += share
+            if seen and reached >= seen / 2:
+                middle = f"{step:,}"
+                break
+        rows.append((name, f"{spans.never(name):.1%}", middle, f"{spans.quiet(name):.1%}"))
+    before = f"{spans.steps[-2]:,}" if len(spans.steps) > 1 else "the end"
+    columns = (
+        "parameter",
+        "never supported",
+        "half of the rest by step",
+        "last support before the last entry",
+    )
+    note = f"Steps are ends of entries; support that ended by step {before} did not come back after it."
+    return Table("First and last step with support", columns, tuple(rows), note)

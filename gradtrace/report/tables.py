@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from gradtrace.evidence.agreement import Agreement
 from gradtrace.evidence.criterion import Criterion
-from gradtrace.evidence.curves import Curves
 from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.ledger.format import BELOW
 from gradtrace.ledger.reader import Ledger
@@ -20,8 +19,6 @@ __all__ = [
     "never_supported_table",
     "plan_lines",
     "plan_table",
-    "quality_table",
-    "verdict_lines",
 ]
 
 
@@ -77,46 +74,6 @@ def ledger_table(ledger: Ledger) -> Table:
         note += f" Below the step: {', '.join(below)}; up to {watched:,} watched steps a parameter."
     entries = "1 entry" if len(ledger.entries) == 1 else f"{len(ledger.entries)} entries"
     return Table(f"{ledger.steps:,} steps in {entries}", columns, tuple(rows), note)
-
-
-def quality_table(curves: Curves, *, title: str = "Quality by density") -> Table:
-    """Median over the runs and half their range, where there is more than one run."""
-    runs = len(next(iter(curves.values.values())))
-    rows = []
-    for name in curves.values:
-        cells = (
-            _short(middle) + (f"\N{PLUS-MINUS SIGN}{_short((high - low) / 2)}" if runs > 1 else "")
-            for low, middle, high in curves.spread(name)
-        )
-        rows.append((name, *cells))
-    note = f"Median of {runs} runs, and half their range." if runs > 1 else "One run: no spread is known."
-    return Table(title, ("criterion", *(f"{d:g}" for d in curves.densities)), tuple(rows), note)
-
-
-def _short(value: float) -> str:
-    # Without the zero before the point six densities fit into 80 columns.
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
-
-
-def verdict_lines(curves: Curves) -> tuple[str, ...]:
-    """Which criterion wins at which density, said plainly."""
-    lines = []
-    for v in curves.verdicts():
-        names, many = " and ".join(v.winners), len(v.winners) > 1
-        against = f"{v.runner_up} {v.runner_up_value:.3f}"
-        if not v.runner_up:
-            what = f"{names} are equal in every run, {v.value:.3f}."
-        elif v.clear:
-            win = f"{'(equal in every run) win' if many else 'wins'} with {v.value:.3f}"
-            what = f"{names} {win}, ahead of {against} in all {v.runs} runs."
-        else:
-            runs = "run" if v.runs == 1 else "runs"
-            what = (
-                f"no clear winner: {names} {v.value:.3f}, {against}; ahead in {v.ahead} of {v.runs} {runs}."
-            )
-        lines.append(f"At density {v.density:g}: {what}")
-    return tuple(lines)
 
 
 def agreement_table(agreement: Agreement, *, title: str = "Agreement of the masks") -> Table:

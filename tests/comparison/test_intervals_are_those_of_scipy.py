@@ -11,7 +11,7 @@ from scipy import stats
 
 from gradtrace.comparison.comparison import area
 from gradtrace.comparison.interval import t_interval
-from gradtrace.comparison.summary import area_lines, control_lines, summary
+from gradtrace.comparison.summary import area_lines, best_lines, control_lines, summary
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-6))
@@ -101,3 +101,22 @@ def test_without_a_statistic_there_is_no_reference(make: Any) -> None:
     assert "no" in area_lines(found)[0].lower()
     assert summary(found)["quality"]["area"]["fisher"]["above_reference"] is None
     assert math.isclose(found.dense.mean, 1.0)
+
+
+PM = "\N{PLUS-MINUS SIGN}"
+
+
+def test_the_best_at_each_density_is_said_with_the_interval_of_its_lead(make: Any) -> None:
+    even = {"fisher": [(0.9, 0.5)] * 3, "magnitude": [(0.5, 0.5), (0.6, 0.9), (0.7, 0.1)]}
+    first, second = best_lines(make((0.5, 0.1), even))
+    assert first == f"At density 0.5: fisher wins with 0.900, +0.300 {PM} 0.248 above magnitude."
+    assert second.startswith("At density 0.1: no clear winner: ")
+    same = {name: [(0.5,)] * 2 for name in ("fisher", "magnitude")}
+    both = "At density 0.5: fisher and magnitude (equal in every run), 0.500."
+    assert best_lines(make((0.5,), same)) == (both,)
+    assert best_lines(make((1.0,), same)) == ()
+
+
+def test_of_one_run_there_is_no_clear_winner(make: Any) -> None:
+    (line,) = best_lines(make((0.5,), {"fisher": [(0.9,)], "magnitude": [(0.1,)]}))
+    assert line == "At density 0.5: no clear winner: fisher 0.900, +0.800 above magnitude."

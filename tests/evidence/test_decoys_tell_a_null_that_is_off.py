@@ -99,7 +99,7 @@ def test_compare_says_so(tmp_path: Path) -> None:
     asked = ["compare", str(tmp_path / "run"), str(tmp_path / "weights.safetensors"), "--by", "drift"]
     asked += ["--by", "support", "--density", "0.5"]
     data = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
-    assert [one["parameter"] for one in data["calibration"]["off"]] == ["weight"]
+    assert [one["parameter"] for one in data["calibration"][0]["off"]] == ["weight"]
     assert "the null of drift is off" in CliRunner().invoke(app, asked).stdout
 
 

@@ -14,6 +14,7 @@ from torch import nn
 import gradtrace as gt
 from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.evidence.growth import growth, support_span
+from gradtrace.evidence.span_shares import span_shares
 from gradtrace.report.growth_plot import growth_plot
 from gradtrace.report.learned_tables import growth_table
 
@@ -102,3 +103,35 @@ def test_arguments_out_of_range_are_refused(
 def test_a_ledger_without_window_sums_is_named(make_ledger: Any) -> None:
     with pytest.raises(UnknownNameError, match="growth needs the accumulator 'grad_sum'"):
         growth(make_ledger({"w": (2, 2)}, accumulators=("events",)))
+
+
+def test_shares_by_first_and_last_step_add_up_to_what_was_supported(run: Any) -> None:
+    spans = span_shares(run[0])
+    span = support_span(run[0], "0.weight")
+    assert spans.steps == (16, 32, 48, 64, 80, 90)
+    for shares, ends in ((spans.first, span.first), (spans.last, span.last)):
+        assert shares["0.weight"] == tuple(float(np.mean(ends == step)) for step in spans.steps)
+    assert np.cumsum(spans.first["0.weight"]) == pytest.approx(growth(run[0]).supported["0.weight"])
+    assert spans.never("0.weight") == spans.quiet("0.weight") == pytest.approx(0.0)
+    assert json.loads(json.dumps(spans.to_json()))["sizes"] == {"0.weight": 120, "2.weight": 36}
+
+
+def test_support_that_ended_is_told_from_support_that_goes_on(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gt.Recorder(model, tmp_path / "run.ledger.zarr", window_steps=2, entry_steps=2) as recorder:
+        for step in range(6):
+            model(torch.tensor([[1.0, step < 2, step >= 2, 0.0]])).sum().backward()
+            recorder.observe(optimizer)
+            optimizer.zero_grad()
+    spans = span_shares(gt.Ledger.open(tmp_path / "run.ledger.zarr"))
+    assert spans.first["weight"] == (0.5, 0.25, 0.0)
+    assert spans.last["weight"] == (0.25, 0.0, 0.5)
+    assert (spans.never("weight"), spans.quiet("weight")) == (0.25, 0.25)
+
+
+def test_spans_need_events_and_a_parameter(make_ledger: Any, run: Any) -> None:
+    with pytest.raises(UnknownNameError, match="spans need the accumulator 'events'"):
+        span_shares(make_ledger({"w": (2, 2)}, accumulators=("grad_sum",)))
+    with pytest.raises(InvalidValueError, match="at least one parameter"):
+        span_shares(run[0], [])

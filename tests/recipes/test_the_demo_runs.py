@@ -99,23 +99,20 @@ def test_comparison_writes_json_pictures_and_one_page(demo: tuple[Path, dict[str
     folder, said = demo
     out = folder / "runs/mnist/compare"
     data = json.loads((out / "compare.json").read_text())
-    assert data["quality"]["element"]["densities"] == [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
-    assert {len(runs) for runs in data["quality"]["element"]["values"].values()} == {2}
-    dense = {tuple(run[0] for run in runs) for runs in data["quality"]["element"]["values"].values()}
-    assert len(dense) == 1  # at density 1 every criterion keeps everything
+    for how in ("element", "rows"):
+        assert data[how]["densities"] == [0.5, 0.3, 0.2, 0.1, 0.05]
+        assert len(data[how]["runs"]) == 2
+        assert set(data[how]["runs"][0]["quality"]) >= {"fisher-step", "magnitude", "random", "shuffled"}
     assert data["side_by_side"]["decomposed"]["accuracy"] == data["side_by_side"]["dense, masked"]["accuracy"]
     assert "At density 0.3:" in said["compare"]
-    for name in ("quality", "rows", "agreement", "structure", "latency", "compare"):
-        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     html = (out / "compare.html").read_text()
-    assert html.count("data:image/png;base64,") == 5
+    assert html.count("data:image/png;base64,") == 9
     assert not re.search(r"https?://", html)
 
 
 def test_never_supported_is_found_by_the_ledger_only(demo: tuple[Path, dict[str, str]]) -> None:
-    data = json.loads((demo[0] / "runs/mnist/compare/compare.json").read_text())["never_supported"][
-        "together"
-    ]
+    data = json.loads((demo[0] / "runs/mnist/compare/compare.json").read_text())["never_supported"]
     assert data["never"] >= 2 * 124 * 512  # the columns of 124 pixels that are blank in every training image
     by = {row["criterion"].split(":")[0]: row for row in data["detections"]}
     assert set(by) == {"init", "magnitude", "random"}
@@ -135,12 +132,11 @@ def test_scripts_run_again_where_they_ran_before(
 
 def test_a_mistake_is_told_in_one_line(tmp_path: Path) -> None:
     # A text as exit code: Python prints it on standard error and exits with 1.
-    _, complaints, said = here("compare", tmp_path)
+    _, complaints, said = here("convert", tmp_path)
     assert complaints == ""
     assert isinstance(said, str)
     assert said.startswith("error: ")
     assert "\n" not in said
-    assert "train.py" in said
 
 
 @pytest.mark.parametrize("name", ["train", "convert", "compare"])

@@ -10,14 +10,11 @@ from PIL import Image
 from rich.console import Console
 
 from gradtrace.evidence.agreement import Agreement
-from gradtrace.evidence.curves import Curves
 from gradtrace.evidence.never_supported import NeverSupported
 from gradtrace.report.agreement_plot import agreement_plot
 from gradtrace.report.heatmaps import heatmaps
 from gradtrace.report.latency_plot import latency_plot
-from gradtrace.report.overview import overview
 from gradtrace.report.page import Page, Picture, Section, render
-from gradtrace.report.quality_plot import quality_plot
 from gradtrace.report.reordering import reordered
 from gradtrace.report.table import Table
 from gradtrace.report.tables import (
@@ -25,15 +22,12 @@ from gradtrace.report.tables import (
     never_supported_table,
     plan_lines,
     plan_table,
-    quality_table,
-    verdict_lines,
 )
 from gradtrace.structure.plan import LayerPlan, Plan
 from gradtrace.structure.row_groups import row_groups
 from gradtrace.structure.sub_operator import SubOperator
 
 NASTY = "<script>alert('&')</script> [bold]$x_{$ \x1b[31m"
-CURVES = Curves((1.0, 0.3, 0.05), {NASTY: ((0.9, 0.8, 0.2),) * 3, "magnitude": ((0.9, 0.7, 0.3),) * 3})
 AGREED = Agreement((NASTY, "init"), ((1.0, 0.5), (0.5, 1.0)), ((1.0, 0.2), (0.2, 1.0)))
 
 
@@ -52,10 +46,8 @@ def opened(png: bytes) -> Image.Image:
 
 
 PICTURES = {
-    "quality": lambda: quality_plot(CURVES, ylabel=NASTY),
     "agreement": lambda: agreement_plot(AGREED),
     "heatmaps": lambda: heatmaps(a_plan()),
-    "overview": lambda: overview(CURVES, CURVES, a_plan(), ylabel=NASTY),
     "latency": lambda: latency_plot(
         {"batch 1": {"dense": 1.0, NASTY: 0.5}, "batch 2": {"dense": 2, NASTY: 1}}
     ),
@@ -73,7 +65,7 @@ def test_pictures_are_png_with_something_on_them(name: str) -> None:
 def test_drawing_leaves_no_figure_behind() -> None:
     from matplotlib import _pylab_helpers
 
-    quality_plot(CURVES)
+    agreement_plot(AGREED)
     assert not _pylab_helpers.Gcf.figs
 
 
@@ -91,12 +83,12 @@ class Reader(HTMLParser):
 
 
 def page_of(*tables: Table) -> str:
-    section = Section(NASTY, (NASTY,), (Picture(quality_plot(CURVES), NASTY, NASTY),), tables)
+    section = Section(NASTY, (NASTY,), (Picture(agreement_plot(AGREED), NASTY, NASTY),), tables)
     return render(Page(NASTY, NASTY, ((NASTY, "1"),), (section,), NASTY))
 
 
 def test_the_page_asks_nothing_of_the_outside() -> None:
-    html = page_of(quality_table(CURVES))
+    html = page_of(agreement_table(AGREED))
     reader = Reader()
     reader.feed(html)
     assert not re.search(r"https?://|url\(|@import", html)
@@ -114,7 +106,7 @@ def test_every_image_is_inline_and_has_words_beside_it() -> None:
 
 
 def test_names_with_html_in_them_are_shown_and_not_obeyed() -> None:
-    html = page_of(quality_table(CURVES), agreement_table(AGREED), plan_table(a_plan()))
+    html = page_of(agreement_table(AGREED), plan_table(a_plan()))
     assert "<script>" not in html
     reader = Reader()
     reader.feed(html)
@@ -149,10 +141,10 @@ def printed(table: Table) -> str:
 
 
 def test_tables_show_names_without_markup_or_terminal_codes() -> None:
-    text = printed(quality_table(CURVES))
+    text = printed(agreement_table(AGREED))
     assert "[bold]" in text
     assert "\x1b" not in text
-    assert ".800±.000" in text
+    assert "0.50/0.20" in text
 
 
 def test_the_plan_table_shows_predicted_beside_measured_and_refusals() -> None:
@@ -160,18 +152,6 @@ def test_the_plan_table_shows_predicted_beside_measured_and_refusals() -> None:
     assert "2.00x" in text
     assert "1.70x" in text
     assert plan_lines(a_plan())[1] == "head: stays dense: nothing is faster."
-
-
-def test_verdicts_are_said_in_words() -> None:
-    curves = Curves((0.5, 0.1), {"a": ((0.9, 0.5),) * 3, "b": ((0.8, 0.5),) * 3})
-    assert verdict_lines(curves) == (
-        "At density 0.5: a wins with 0.900, ahead of b 0.800 in all 3 runs.",
-        "At density 0.1: a and b are equal in every run, 0.500.",
-    )
-    curves = Curves((0.5,), {"a": ((0.9,), (0.7,)), "b": ((0.8,), (0.8,)), "c": ((0.9,), (0.7,))})
-    assert verdict_lines(curves)[0].startswith(
-        "At density 0.5: no clear winner: a and c 0.800, b 0.800; ahead in 1"
-    )
 
 
 def test_a_ratio_without_a_denominator_is_a_dash() -> None:
@@ -210,14 +190,3 @@ def test_reordering_is_a_permutation_also_where_inputs_are_shared(seed: int) -> 
     rows, columns = reordered(mask, row_groups(mask, 4))
     assert sorted(rows) == list(range(13))
     assert sorted(columns) == list(range(17))
-
-
-@pytest.mark.parametrize("width", [80, 30])
-def test_nothing_of_a_table_is_left_out_on_a_narrow_terminal(width: int) -> None:
-    curves = Curves(
-        (1.0, 0.5, 0.3, 0.2, 0.1, 0.05), {"displacement": ((0.954, 0.9, 0.8, 0.7, 0.6, 0.123),) * 2}
-    )
-    console = Console(file=io.StringIO(), width=width)
-    quality_table(curves).print(console)
-    assert isinstance(console.file, io.StringIO)
-    assert re.search(r"displacement +.954±.000 +.900±.000 .* .123±.000", console.file.getvalue())
