@@ -5,6 +5,7 @@ time from step to step, the stride is the least power of two k for which c0 + (c
 all three as medians. It is chosen where an entry begins and holds for the whole entry. The first window of a
 recording is an entry of its own, at a stride of two, to learn c0 and c1 from.
 
+What the ledger's threads take, per step, is taken off `overhead` first; a quarter of it until that is known.
 Where evidence below the step is taken, a watched step takes w longer than another; then one step in m is
 watched, the least power of two for which w / m is at most half of overhead * T. What that leaves is for sums.
 """
@@ -35,6 +36,8 @@ _WIDEST = 64
 _WARM_UP, _ENOUGH = 3, 8
 _KEPT = 512
 _SOME, _RAREST = 4, 1 << 16
+# One part in so many is left to the ledger's threads until they have been timed.
+_RESERVED = 4
 
 
 def check_overhead(overhead: float | None) -> None:
@@ -60,6 +63,7 @@ class Budget:
         every: one step of this many is watched now.
         stride: of the entry that is open.
         learning: whether the open entry is the one to learn from.
+        background: seconds a step that the ledger's threads take, or None where that is not known yet.
     """
 
     def __init__(self, overhead: float | None, window_steps: int, below_every: int = 0) -> None:
@@ -77,6 +81,7 @@ class Budget:
         self._seen = 0
         self._said = False
         self.learning = overhead is not None
+        self.background: float | None = None
         self.stride = self._strides[min(1, len(self._strides) - 1)] if self.learning else 1
 
     def weight(self, step: int) -> int:
@@ -142,6 +147,7 @@ class Budget:
         if self._overhead is None or at is None:
             return self.stride, self.every
         every, left = self.every, self._overhead
+        left -= left / _RESERVED if self.background is None else self.background / at[2]
         if self._watched:
             extra = max(0.0, median(self._watched) - at[1] - at[2])
             needed = ceil(extra / (self._overhead / 2 * at[2]))
@@ -154,9 +160,10 @@ class Budget:
         if not fitting and not self._said:
             self._said = True
             _log.warning(
-                "counting events alone takes %.2f%% of a step, more than overhead=%g allows: it goes on at "
-                "every step, and sums are taken on one in %d",
+                "counting events alone takes %.2f%% of a step, more than the %.2f%% that overhead=%g leaves "
+                "to it: it goes on at every step, and sums are taken on one in %d",
                 100 * at[0] / at[2],
+                100 * max(0.0, share),
                 self._overhead,
                 self._strides[-1],
             )

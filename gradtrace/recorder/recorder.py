@@ -438,6 +438,10 @@ class Recorder:
     def _choose_stride(self) -> None:
         # Without overhead= there is nothing to choose, and no rank need wait for another.
         if "overhead" in self._settings:
+            assert self._stream is not None
+            self._budget.background = self._stream.background.seconds_a_step(
+                self._window_steps, self._entry_steps
+            )
             self._budget.begin_entry(*self._striding.hold(self._budget.brought, self._budget.agreed))
             if self._below is not None:
                 self._below.every = self._budget.every

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradtrace.errors import GradtraceError, RankLostError
+from gradtrace.recorder.background import Background
 from gradtrace.recorder.below.entry_sums import EntrySums
 from gradtrace.recorder.below.step_evidence import StepEvidence
 from gradtrace.recorder.committing import Committing, RankLayout
@@ -113,6 +114,7 @@ class Stream:
         self._writing: Future[GradtraceError | None] | None = None  # a failure that the run goes on after
         self._merging: Future[None] | None = None
         self._written: OpenEntry | None = None  # the entry that `_writing` is about
+        self.background = Background()
         self.outage = Outage(on_error, lambda: self.never_supported()[0])
         self._began = perf_counter()
         self._thread = threading.Thread(target=self._run, name="gradtrace-ledger", daemon=True)
@@ -206,7 +208,8 @@ class Stream:
         else:
             assert self._open is not None, "a window came before its layout"
             task.window.wait()
-            self._open.add(task.window, task.end, task.records, task.stride)
+            with self.background.timing("window"):
+                self._open.add(task.window, task.end, task.records, task.stride)
 
     def _cut(self, home: DeviceWindow | None) -> None:
         entry, own = self._open, self._own
@@ -240,7 +243,8 @@ class Stream:
         if writing is not None and (writing.exception() or writing.result()):
             return
         try:
-            self._committing.merge()
+            with self.background.timing("merge"):
+                self._committing.merge()
         except GradtraceError as failure:
             # The next commit says what is wrong; until then nothing but room is lost.
             if not self.outage.tolerates(failure):
@@ -270,7 +274,8 @@ class Stream:
         now = np.logical_or(supported, entry.arrays["events"])
         tallies = {"passed_cuts": passed, "failed_commits": self.outage.failures}
         try:
-            counts = self._committing.commit(entry, own, tallies, now)
+            with self.background.timing("commit"):
+                counts = self._committing.commit(entry, own, tallies, now)
         except GradtraceError as failure:
             if not self.outage.passes(failure):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.merging import merge_ledger
 from gradtrace.ledger.reader import Ledger
+from gradtrace.recorder.background import Background
 from gradtrace.recorder.budget import Budget
 from gradtrace.recorder.recorder import Recorder
 from gradtrace.recorder.sampling import drawn, drawn_in
@@ -157,12 +159,53 @@ def test_a_real_clock_finds_a_stride_of_the_allowed_ones(tmp_path: Path) -> None
 )
 @pytest.mark.usefixtures("measured")
 def test_the_stride_is_the_least_that_fits(overhead: float, stride: int) -> None:
-    assert Budget(overhead, window_steps=32).brought() == (stride, 0, True)
+    budget = Budget(overhead, window_steps=32)
+    budget.background = 0.0
+    assert budget.brought() == (stride, 0, True)
+
+
+@pytest.mark.parametrize(("background", "stride"), [(None, 2), (0.0, 1), (1.0, 2), (6.0, 4), (20.0, 64)])
+@pytest.mark.usefixtures("measured")
+def test_what_the_ledgers_threads_take_is_off_the_budget_and_a_quarter_of_it_before_that_is_known(
+    background: float | None, stride: int
+) -> None:
+    budget = Budget(0.1, window_steps=32)
+    budget.background = background
+    assert budget.brought() == (stride, 0, True)
+
+
+def test_the_background_is_told_a_step_once_an_entry_was_committed() -> None:
+    background = Background()
+    with background.timing("window"):
+        sum(range(200_000))
+    assert background.seconds_a_step(32, 512) is None
+    with background.timing("commit"):
+        time.sleep(0.2)  # waiting for a disk takes nothing from the training
+    known = background.seconds_a_step(1, 512)
+    assert known is not None
+    assert 0.0 < known < 0.2
+    assert background.seconds_a_step(32, 512) == pytest.approx(known / 32, rel=0.5)
+
+
+def test_a_recording_knows_its_background_after_its_first_entries(tmp_path: Path) -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with Recorder(net, tmp_path / "a", window_steps=4, entry_steps=8, overhead=0.1) as recorder:
+        for step in range(8):
+            net.weight.grad = gradient(step)
+            recorder.observe(optimizer)
+        recorder.commit()
+        for step in range(8, 16):
+            net.weight.grad = gradient(step)
+            recorder.observe(optimizer)
+        assert recorder._budget.background is not None
+        assert recorder._budget.background > 0.0
 
 
 @pytest.mark.usefixtures("measured")
 def test_watched_steps_get_half_of_the_budget_and_sums_what_is_left() -> None:
     budget = Budget(0.1, window_steps=32, below_every=16)
+    budget.background = 0.0
     budget._watched.extend([1010.0, 190.0, 2000.0])  # the median takes 900 longer than another step
     assert budget.every == 16
     # 900 / 180 is half of 0.1 * 100, and 256 the next power of two; 1 + 9 / 2 fits into what is left.
