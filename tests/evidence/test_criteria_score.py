@@ -224,7 +224,7 @@ def test_an_accumulator_beyond_the_usual_is_named_with_the_way_out(
     way_out = {
         "fisher": ', or record it in the next run with below="positions" or "samples"',
         "wanda": ', or pass inputs=, or record it in the next run with below="inputs"',
-        "movement": "",  # no recorder takes it
+        "movement": ", or record it in the next run with movement=True",
     }[name]
     with pytest.raises(
         UnknownNameError,
