@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from gradtrace.structure.planner import MARGIN, Candidate, candidates, plan_laye
 SIZES = (1, 4096)
 
 
-def table(**fixed: float) -> CostTable:
+def table(**fixed: Any) -> CostTable:
     """A device whose products cost exactly their weights (1 ns each); all else is free unless given."""
     return CostTable(512, SIZES, SIZES, tuple(tuple(1e-9 * k * n for n in SIZES) for k in SIZES), **fixed)
 
