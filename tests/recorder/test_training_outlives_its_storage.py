@@ -255,8 +255,8 @@ def test_memory_stays_bounded_while_nothing_can_be_written(
     most = [0]
 
     class Counted(OpenEntry):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             alive.add(self)
             most[0] = max(most[0], len(alive))
 
