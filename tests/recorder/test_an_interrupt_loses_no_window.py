@@ -6,7 +6,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ import gradtrace as gt
 from gradtrace.recorder.window import DeviceWindow, HostWindow
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="raises SIGINT in itself")
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A suite begun in the background of a shell inherits SIGINT as ignored: nothing would interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
