@@ -29,7 +29,6 @@ from gradtrace.recorder.recorder import Recorder
 from gradtrace.recorder.settings import (
     Mode,
     OnError,
-    check_merge,
     check_on_error,
     check_settings,
     check_switch,
@@ -101,7 +100,7 @@ class HFGradientLedger(TrainerCallback, ExportableState):
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
-        check_merge(merge)
+        check_switch("merge", merge)
         check_switch("decoys", decoys)
         check_switch("movement", movement)
         wanted = check_below(below, below_every)

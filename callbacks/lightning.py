@@ -27,7 +27,6 @@ from gradtrace.recorder.recorder import Recorder
 from gradtrace.recorder.settings import (
     Mode,
     OnError,
-    check_merge,
     check_on_error,
     check_settings,
     check_switch,
@@ -98,7 +97,7 @@ class GradientLedger(Callback):
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
-        check_merge(merge)
+        check_switch("merge", merge)
         check_switch("decoys", decoys)
         check_switch("movement", movement)
         wanted = check_below(below, below_every)

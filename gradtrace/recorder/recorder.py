@@ -41,7 +41,6 @@ from gradtrace.recorder.scaling import scale_and_skip
 from gradtrace.recorder.settings import (
     Mode,
     OnError,
-    check_merge,
     check_on_error,
     check_planned_steps,
     check_settings,
@@ -146,7 +145,7 @@ class Recorder:
         check_settings(window_steps, entry_steps, threshold, mode)
         check_overhead(overhead)
         check_on_error(on_error)
-        check_merge(merge)
+        check_switch("merge", merge)
         check_switch("decoys", decoys)
         check_switch("movement", movement)
         check_planned_steps(planned_steps)

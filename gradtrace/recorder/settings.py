@@ -9,7 +9,6 @@ from gradtrace.errors import InvalidValueError
 __all__ = [
     "Mode",
     "OnError",
-    "check_merge",
     "check_on_error",
     "check_planned_steps",
     "check_settings",
@@ -49,11 +48,6 @@ def check_planned_steps(planned_steps: int | None) -> None:
         raise InvalidValueError(
             "planned_steps", expected="None, or a whole number of 1 or more", got=repr(planned_steps)
         )
-
-
-def check_merge(merge: object) -> None:
-    """Raise an InvalidValueError for what is neither True nor False, such as "no"."""
-    check_switch("merge", merge)
 
 
 def check_switch(name: str, value: object) -> None:
