@@ -119,8 +119,8 @@ def calibration(
         squares = block.totals["window_sumsq"]
         seen = squares > 0
         ratio = self_normalised(block.totals["decoy_sum"][seen], squares[seen])
-        windows, events = ledger[block.name].windows, block.totals["events"][seen]
-        pvalues = drift_pvalue(ratio, windows=windows, events=events)
+        record, events = ledger[block.name], block.totals["events"][seen]
+        pvalues = drift_pvalue(ratio, windows=record.windows, steps=record.steps, events=events)
         decoys[block.name] += pvalues.size
         rejected[block.name] += [np.count_nonzero(pvalues < alpha) for alpha in alphas]
     counts = {name: tuple(map(int, each)) for name, each in rejected.items()}

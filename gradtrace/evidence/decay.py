@@ -12,15 +12,15 @@ With g = 0 the three optimizers differ widely. Let h_t = lambda_t w_t be the dec
   running maximum under amsgrad. This is no shrinkage by a factor: small weights of either sign go to nothing
   at the speed of lr.
 
-All three are odd in w, so starting values from 0 up are enough. A large array is looked up, by linear
-interpolation, in a grid of starting values replayed once; that is exact for AdamW and SGD, which are linear
-in w.
+AdamW and SGD are linear in w: the replay of 1 is the factor of every weight. Adam with L2 is odd in w, so
+starting values from 0 up are enough; a large array is looked up, by linear interpolation, in a grid of
+starting values replayed once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -33,7 +33,16 @@ from gradtrace.errors import CorruptLedgerError, StateError, UnsupportedError
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import ParameterRecord, Update
 
-__all__ = ["Rule", "decay_curve", "decayed", "recorded_history", "replay", "rules_of"]
+__all__ = [
+    "Rule",
+    "decay_curve",
+    "decay_of",
+    "decayed",
+    "linear",
+    "recorded_history",
+    "replay",
+    "rules_of",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -179,7 +188,7 @@ def replay(start: Array, rules: Sequence[Rule]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         for rule in rules:
             if rule.kind == "factor":
-                w *= (1 - rule.lr * rule.decay) ** rule.steps
+                w *= np.float64(1 - rule.lr * rule.decay) ** rule.steps
             else:
                 (adam if rule.kind == "adam" else sgd).run(w, rule)
     return w
@@ -195,17 +204,37 @@ def decay_curve(rules: tuple[Rule, ...], exponent: int) -> tuple[Array, Array]:
     return start, end
 
 
+def linear(rules: Iterable[Rule]) -> bool:
+    """Whether one factor tells it for every weight. Adam without decay moves nothing on zero gradients."""
+    return all(rule.kind != "adam" or rule.decay == 0 for rule in rules)
+
+
+def decay_of(rules: tuple[Rule, ...], *, size: int, largest: float) -> Callable[[Array], Array]:
+    """What the rules make of a parameter of `size` elements, none beyond +-`largest`, or of a part of it.
+
+    A part comes out as it does within the whole, bit for bit. Where `linear(rules)`, `largest` is not used.
+    """
+    if not rules:
+        return lambda values: values.copy()
+    if linear(rules):
+        factor = float(replay(np.ones(1), rules)[0])
+
+        def scaled(values: Array) -> Array:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return np.asarray(values * factor)
+
+        return scaled
+    if size <= EVEN + SMALL:
+        return lambda values: replay(values, rules)
+    start, end = decay_curve(rules, math.frexp(largest)[1])
+    return lambda values: np.asarray(np.sign(values) * np.interp(np.abs(values), start, end))
+
+
 def decayed(values: Array, history: Iterable[Update], *, name: str = "") -> Array:
     """What weight decay alone makes of the values: float64, the same shape.
 
     `name` is for messages. Raises UnsupportedError and CorruptLedgerError as `rules_of` does.
     """
-    rules = rules_of(history, name)
-    flat = np.asarray(values, np.float64).ravel()
-    if not rules or flat.size == 0:
-        return flat.reshape(np.shape(values)).copy()
-    if flat.size <= EVEN + SMALL:
-        return replay(flat, rules).reshape(np.shape(values))
-    size = np.abs(flat)
-    start, end = decay_curve(rules, math.frexp(float(size.max()))[1])
-    return (np.sign(flat) * np.interp(size, start, end)).reshape(np.shape(values))
+    array = np.asarray(values, np.float64)
+    largest = float(np.abs(array).max()) if array.size else 0.0
+    return decay_of(rules_of(history, name), size=array.size, largest=largest)(array)

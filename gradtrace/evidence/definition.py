@@ -142,7 +142,8 @@ class Criterion:
     the option `instead` takes their place, and `recorded_with` is the recorder's option for them. `source` is
     where the formula comes from. `judging(study, **options)` checks the options and returns the judge.
 
-    For parameters that come in blocks: `gathering(study, **options)` judges them so; else, where `whole` is
+    For parameters that come in blocks: `gathering(study, **options)` judges them so, from blocks of the
+    opening balance too where `opening` is set; else, where `whole` is
     not None, the judge can be asked block by block unless one of those options is set. `across` are the
     options that speak of several parameters.
     """
@@ -159,6 +160,7 @@ class Criterion:
     has_pvalues: bool = False
     has_evalues: bool = False
     gathering: Callable[..., Callable[[str], Gathering]] | None = None
+    opening: bool = False
     whole: tuple[str, ...] | None = None
     across: tuple[str, ...] = ()
 

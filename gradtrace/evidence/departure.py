@@ -21,18 +21,20 @@ was recorded; that is further out, so no more is confirmed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from gradtrace.errors import StateError, UnsupportedError
-from gradtrace.evidence.decay import decayed, recorded_history
-from gradtrace.evidence.definition import Array, Criterion, Finding, Judge, Study
-from gradtrace.evidence.drift import DRIFT, drift_finding, windows_of
-from gradtrace.evidence.drift_tail import DriftTail
+from gradtrace.evidence.decay import decay_of, linear, recorded_history, rules_of
+from gradtrace.evidence.definition import Array, Criterion, Finding, Gathering, Judge, Study
+from gradtrace.evidence.drift import DRIFT, DriftGathering, windows_of
+from gradtrace.ledger.walk import OPENING
 
-__all__ = ["DEPARTURE", "judge_departure", "outward_share"]
-
-# A p-value of exactly 1 would say that there was nothing to test.
-_TESTED = 1e-9
+__all__ = ["DEPARTURE", "gather_departure", "judge_departure", "outward_share"]
 
 
 def judge_departure(study: Study) -> Judge:
@@ -42,23 +44,45 @@ def judge_departure(study: Study) -> Judge:
     """
 
     def judge(name: str) -> Finding:
-        sums = [study.total(name, one) for one in DRIFT.needs]
-        drift = drift_finding(*sums, windows=windows_of(study, name), steps=study.record(name).steps)
-        assert isinstance(drift.pvalue, DriftTail)
-        score = drift.score * outward_share(_start(study, name), study.weight(name), sums[0])
-        asked = np.where(sums[1] > 0, np.maximum(score, _TESTED), 0.0)
-        return Finding(score, drift.pvalue.of(asked))
+        gathering = _DepartureGathering(study, name)
+        totals: dict[str, NDArray[Any]] = {one: study.total(name, one).reshape(-1) for one in DRIFT.needs}
+        totals[OPENING] = np.asarray(study.record(name).opening).reshape(-1)
+        gathering.add(slice(0, totals[OPENING].size), totals)
+        return gathering.finding()
 
     return judge
 
 
-def _start(study: Study, name: str) -> Array:
+def gather_departure(study: Study) -> Callable[[str], Gathering]:
+    """The same from totals that come block by block."""
+    return lambda name: _DepartureGathering(study, name)
+
+
+class _DepartureGathering(DriftGathering):
+    """Drift's, each block's scores times the part of its way that led from zero."""
+
+    least = 1e-9  # a p-value of exactly 1 would say that there was nothing to test
+
+    def __init__(self, study: Study, name: str) -> None:
+        record = study.record(name)
+        super().__init__(record.shape, windows=windows_of(study, name), steps=record.steps)
+        self.weight, self.decay = study.weights[name].reshape(-1), _decay(study, name)
+
+    def score(self, part: slice, totals: Mapping[str, NDArray[Any]], ratio: Array) -> Array:
+        start = self.decay(np.asarray(totals[OPENING], np.float64))
+        return ratio * outward_share(start, np.asarray(self.weight[part], np.float64), totals[DRIFT.needs[0]])
+
+
+def _decay(study: Study, name: str) -> Callable[[Array], Array]:
+    """What decay alone makes of a block of the opening balance; itself, where that is not known."""
     record = study.record(name)
-    opening = np.asarray(record.opening, np.float64)
     try:
-        return decayed(opening, recorded_history(record), name=name)
+        rules = rules_of(recorded_history(record), name)
     except (StateError, UnsupportedError):
-        return opening
+        return lambda opening: opening
+    # Only Adam's way is looked up in a grid that reaches as far as any weight.
+    largest = 0.0 if linear(rules) else float(np.abs(record.opening).max(initial=0.0))
+    return decay_of(rules, size=math.prod(record.shape), largest=largest)
 
 
 def outward_share(opening: Array, weight: Array, total: Array) -> Array:
@@ -76,6 +100,8 @@ DEPARTURE = Criterion(
     description="test that the gradient took the weight no further from zero than it was",
     judging=judge_departure,
     needs=DRIFT.needs,
+    gathering=gather_departure,
+    opening=True,
     source="drift's, of the part of the way that leads away from zero",
     has_pvalues=True,
 )

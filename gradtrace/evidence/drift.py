@@ -16,8 +16,11 @@ Business and Economic Statistics 28:453), as when the gradients shrink during tr
   phi = (1 + rho) / (1 - rho) - 2 rho (1 - rho^L) / (L (1 - rho)^2); over many windows the variance is
   (1 + rho) / (1 - rho) instead of phi, and R^2 is divided by their ratio before the p-value is taken. Windows
   that are long beside the correlation need next to nothing of it.
-- No sign symmetric evidence from k windows is stronger than 2^(1-k), that all k agree. A dependency that was
-  supported in few windows therefore has p >= 2^(1-k), k = min(n, events).
+- No sign symmetric evidence from k windows is stronger than 2^(1-k), that all k agree: then R^2 = k. The
+  ledger counts events, not the windows in which they were, so k is known to be at most min(n, events), and at
+  least the number of windows that so many events fill. p >= 2^(1-k) with the former; and where the latter is
+  less than 10 (and less than n), also p >= 2^(1-R^2), because R^2 <= k: Student's p of three windows that
+  agree would be .09 out of 60, and that happens one time in four.
 
 A dependency without support, or whose squares vanish in float32, has R = 0 and p = 1. At convergence E g = 0
 for important weights too: this says *learned or not*, never *matters or not*.
@@ -39,6 +42,7 @@ from gradtrace.evidence.drift_tail import DriftTail
 
 __all__ = [
     "DRIFT",
+    "DriftGathering",
     "drift_finding",
     "gather_drift",
     "inflation",
@@ -74,7 +78,7 @@ def gather_drift(study: Study) -> Callable[[str], Gathering]:
 
     def gathering(name: str) -> Gathering:
         record = study.record(name)
-        return _DriftGathering(record.shape, windows=windows_of(study, name), steps=record.steps)
+        return DriftGathering(record.shape, windows=windows_of(study, name), steps=record.steps)
 
     return gathering
 
@@ -83,34 +87,45 @@ def drift_finding(
     total: Array, squares: Array, step_squares: Array, events: Array, *, windows: int, steps: int
 ) -> Finding:
     """Score and p-value from S, Q, the sum of the squared steps and the events of at least two windows."""
-    gathering = _DriftGathering(total.shape, windows=windows, steps=steps)
+    gathering = DriftGathering(total.shape, windows=windows, steps=steps)
     sums = dict(zip(DRIFT.needs, (total, squares, step_squares, events), strict=True))
     gathering.add(slice(0, total.size), {one: values.reshape(-1) for one, values in sums.items()})
     return gathering.finding()
 
 
-class _DriftGathering:
+class DriftGathering:
     """The ratios and capped counts of a parameter, and the sums of those of its elements that tell rho."""
+
+    least = 0.0  # see `DriftTail`
 
     def __init__(self, shape: tuple[int, ...], *, windows: int, steps: int) -> None:
         self.shape, self.windows, self.steps = shape, windows, steps
-        size = math.prod(shape)
-        self.ratio, self.events = np.empty(size), np.empty(size, np.uint16)
+        size, self.counted = math.prod(shape), DriftTail.counted(windows, steps)
+        self.ratio, self.events = np.empty(size), np.empty(size, np.min_scalar_type(self.counted))
         self.asked = _asked(size)
         self.sums = {one: np.empty(self.asked.size) for one in DRIFT.needs[:3]}
 
     def add(self, part: slice, totals: Mapping[str, NDArray[Any]]) -> None:
+        """Take a block."""
         total, squares, _, events = (totals[one] for one in DRIFT.needs)
-        self.ratio[part] = self_normalised(total, squares)
-        self.events[part] = np.minimum(events, min(self.windows, 2**16 - 1))
+        self.ratio[part] = self.score(part, totals, self_normalised(total, squares))
+        self.events[part] = np.minimum(events, self.counted)
+        if squares.size and not squares.min() > 0:
+            self.events[part][squares == 0] = 0
         first, last = np.searchsorted(self.asked, (part.start, part.stop))
         for one, sums in self.sums.items():
             sums[first:last] = totals[one][self.asked[first:last] - part.start]
 
+    def score(self, part: slice, totals: Mapping[str, NDArray[Any]], ratio: Array) -> Array:
+        """The scores of a block, from R of its elements."""
+        return ratio
+
     def finding(self) -> Finding:
+        """Score and p-values of all."""
         rest = inflation(*self.sums.values(), windows=self.windows, steps=self.steps)
         ratio, events = self.ratio.reshape(self.shape), self.events.reshape(self.shape)
-        return Finding(ratio, DriftTail(ratio, events, windows=self.windows, inflation=rest))
+        told: Any = {"windows": self.windows, "steps": self.steps, "inflation": rest, "least": self.least}
+        return Finding(ratio, DriftTail(ratio, events, **told))
 
 
 def _asked(size: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +12,39 @@ from scipy.special import ndtr, stdtr, stdtrit
 
 from gradtrace.evidence.cells import CELLS, FINE, Cells, cells_of
 
-__all__ = ["DriftTail", "drift_pvalue"]
+__all__ = ["DriftTail", "drift_pvalue", "few_upto"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _STEPS = 2**17  # of the table that finds the cell of a ratio
 _ASIDE = np.uint16(2**16 - 1)  # in that table: more than one cell lies within the step
 _BLOCK = 2**16  # elements at a time, as many as stay in a core's cache
+FEW = 10  # windows: the best of 2^-9 is nothing that a test of a layer would confirm
+_TESTED = 1 - 1e-9  # a p-value of exactly 1 would say that there was nothing to test
 _SLACK = 1e-9  # far more than the rounding of Student's distribution, far less than makes anything slow
 
 
-def drift_pvalue(ratio: Array, *, windows: int, events: NDArray[Any]) -> Array:
-    """P(|T| >= t) of the self-normalised sum, and no less than 2^(1 - k) with k = min(windows, events)."""
+def few_upto(*, windows: int, steps: int) -> int:
+    """Up to how many events a dependency may have had them in few windows: fewer than 10, or than all.
+
+    Windows are of equal length but for the last of an entry, which may be shorter.
+    """
+    return math.floor((min(FEW, windows) - 1) * steps / windows)
+
+
+def drift_pvalue(ratio: Array, *, windows: int, steps: int, events: NDArray[Any]) -> Array:
+    """P(|T| >= t) of the self-normalised sum, no less than 2^(1 - k), k = min(windows, events).
+
+    Where the events may all lie in few windows, no less than 2^(1 - R^2) either (see `drift`). 1 only where R
+    is 0 or there were no events: the others were tested.
+    """
     # Rounded to float32, window sums can seem to agree more than wholly.
     rest = np.maximum(windows - ratio**2, windows * 1e-12)
     tail = 2 * stdtr(windows - 1, -ratio * np.sqrt((windows - 1) / rest))
-    return np.asarray(
-        np.minimum(np.maximum(tail, np.exp2(1 - np.minimum(np.asarray(events, np.float64), windows))), 1.0)
-    )
+    tail = np.maximum(tail, np.exp2(1 - np.minimum(np.asarray(events, np.float64), windows)))
+    few = (events <= few_upto(windows=windows, steps=steps)) & (ratio > 0)
+    floor = np.where(few, np.minimum(np.exp2(1 - ratio**2), _TESTED), 0.0)
+    return np.asarray(np.minimum(np.maximum(tail, floor), 1.0))
 
 
 class DriftTail:
@@ -37,18 +52,30 @@ class DriftTail:
 
     Args:
         ratio: R of each.
-        events: in how many steps each had support, integers; more than `windows` tells no more than that.
+        events: in how many steps each had support, integers; more than `counted` tells no more than that.
         windows: number of windows.
+        steps: in all windows together.
         inflation: of the variance of S, for what of correlation is left between windows.
+        least: what R is taken for where it is less and there were events: those were tested.
     """
 
-    def __init__(self, ratio: Array, events: NDArray[Any], *, windows: int, inflation: float) -> None:
-        self.ratio, self.events, self.windows = ratio, events, windows
-        self.spread = math.sqrt(inflation)
+    def __init__(
+        self,
+        ratio: Array,
+        events: NDArray[Any],
+        *,
+        windows: int,
+        steps: int,
+        inflation: float,
+        least: float = 0.0,
+    ) -> None:
+        self.ratio, self.events, self.windows, self.steps = ratio, events, windows, steps
+        self.spread, self.least = math.sqrt(inflation), least
 
-    def of(self, ratio: Array) -> DriftTail:
-        """The tests of another sum over the same windows, in place of S."""
-        return DriftTail(ratio, self.events, windows=self.windows, inflation=self.spread**2)
+    @staticmethod
+    def counted(windows: int, steps: int) -> int:
+        """The most events that need telling apart."""
+        return max(windows, few_upto(windows=windows, steps=steps) + 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,44 +87,64 @@ class DriftTail:
         t = -float(stdtrit(self.windows - 1, level / 2))
         least = t / np.sqrt((self.windows - 1 + t**2) / self.windows)
         places = np.flatnonzero(self.ratio >= least * self.spread * (1 - _SLACK))
-        pvalues = drift_pvalue(
-            self.ratio.reshape(-1)[places] / self.spread,
-            windows=self.windows,
-            events=self.events.reshape(-1)[places],
-        )
+        pvalues = self._pvalues(self.ratio.reshape(-1)[places], self.events.reshape(-1)[places])
         return places[pvalues <= level], pvalues[pvalues <= level]
 
     def cells(self) -> Cells:
         """The cell of every test, looked up by R."""
-        edges, table = _lookup(self.windows)
+        usual, seldom = _lookup(self.windows, False), _lookup(self.windows, True)
         found = np.empty(self.ratio.size, np.uint16)
         ratio, events = self.ratio.reshape(-1), self.events.reshape(-1)
-        scale = _STEPS / np.sqrt(self.windows)
         rare = cells_of(np.exp2(1.0 - np.arange(self.windows + 1.0)).clip(max=1.0))
+        few = few_upto(windows=self.windows, steps=self.steps)
         for first in range(0, ratio.size, _BLOCK):
-            some, cells = ratio[first : first + _BLOCK] / self.spread, found[first : first + _BLOCK]
-            np.take(table, (some * scale).astype(np.int32), mode="clip", out=cells)
-            aside = np.flatnonzero(cells == _ASIDE)
-            cells[aside] = np.searchsorted(edges, some[aside], side="right")
+            some, cells = ratio[first : first + _BLOCK], found[first : first + _BLOCK]
+            some = np.maximum(some, self.least) / self.spread
+            usual.cells(some, cells)
             steps = events[first : first + _BLOCK]
-            if steps.size and steps.min() < self.windows:
-                np.minimum(cells, rare[np.minimum(steps, self.windows)], out=cells)
-            else:
-                np.minimum(cells, rare[-1], out=cells)
+            least = int(steps.min())
+            if least <= few:
+                places = np.flatnonzero(steps <= few)
+                cells[places] = seldom.cells(some[places], np.empty(places.size, np.uint16))
+            np.minimum(
+                cells, rare[np.minimum(steps, self.windows)] if least < self.windows else rare[-1], out=cells
+            )
         return found.reshape(self.ratio.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        pvalues = drift_pvalue(self.ratio / self.spread, windows=self.windows, events=self.events)
+        pvalues = self._pvalues(self.ratio, self.events)
         return pvalues if dtype is None else pvalues.astype(dtype)
+
+    def _pvalues(self, ratio: Array, events: NDArray[Any]) -> Array:
+        given = np.maximum(ratio, self.least) / self.spread
+        return drift_pvalue(given, windows=self.windows, steps=self.steps, events=events)
+
+
+class _Lookup(NamedTuple):
+    """The ratios at which the cells from 1 on begin, and for each step of the ratio its cell, or `_ASIDE`."""
+
+    edges: Array
+    table: Cells
+    scale: float
+
+    def cells(self, ratio: Array, out: Cells) -> Cells:
+        """The cell of each ratio, into `out`."""
+        np.take(self.table, (ratio * self.scale).astype(np.int32), mode="clip", out=out)
+        aside = np.flatnonzero(out == _ASIDE)
+        out[aside] = np.searchsorted(self.edges, ratio[aside], side="right")
+        return out
 
 
 @lru_cache(maxsize=16)
-def _lookup(windows: int) -> tuple[Array, Cells]:
-    """The ratios at which the cells from 1 on begin, and for each step of the ratio its cell, or `_ASIDE`."""
+def _lookup(windows: int, few: bool) -> _Lookup:
+    """Of any number of events, or of those that may lie in few windows."""
     z = np.arange(CELLS - 1) / FINE
     with np.errstate(all="ignore"):
-        t = -stdtrit(windows - 1, ndtr(-z))
+        tail = ndtr(-z)
+        t = -stdtrit(windows - 1, tail)
         edges = np.where(np.isfinite(t), t / np.sqrt((windows - 1 + t**2) / windows), np.inf)
+        if few:
+            edges = np.maximum(edges, np.sqrt(-np.log2(tail)))
     # p = 1 is a cell of its own, R = 0.
     edges[0] = np.nextafter(0.0, 1.0)
     edges = np.maximum.accumulate(np.where(np.isnan(edges), np.inf, edges))
@@ -106,4 +153,4 @@ def _lookup(windows: int) -> tuple[Array, Cells]:
     high = np.searchsorted(edges, bounds[1:], side="right")
     table = np.where(low == high, low, _ASIDE).astype(np.uint16)
     table[-1] = _ASIDE
-    return edges, table
+    return _Lookup(edges, table, float(_STEPS / np.sqrt(windows)))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.evidence.definition import Criterion, Finding, Gathering, Judge, Study
+from gradtrace.ledger.walk import OPENING
 
 __all__ = ["gathering_of"]
 
@@ -20,13 +21,14 @@ Array: TypeAlias = NDArray[np.float64]
 def gathering_of(
     criterion: Criterion, study: Study, options: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], Callable[[str], Gathering]]:
-    """The accumulators whose blocks are wanted, and what begins a parameter's gathering.
+    """What is wanted in blocks, accumulators or the opening balance, and what begins a parameter's gathering.
 
     Raises what `Criterion.judge` raises.
     """
     judge = criterion.judge(study, options)
     if criterion.gathering is not None:
-        return criterion.needs, criterion.gathering(study, **options)
+        asked = (*criterion.needs, OPENING) if criterion.opening else criterion.needs
+        return asked, criterion.gathering(study, **options)
     defaults = criterion.options
     if criterion.whole is not None and not any(options.get(one, defaults[one]) for one in criterion.whole):
         return criterion.needs, lambda name: _ByBlock(criterion, study, options, name)

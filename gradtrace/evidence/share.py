@@ -14,9 +14,11 @@ from gradtrace.evidence.confirm import METHODS
 from gradtrace.evidence.criterion import criterion
 from gradtrace.evidence.definition import Study
 from gradtrace.evidence.gathering import gathering_of
+from gradtrace.evidence.kept_weights import KeptWeights
 from gradtrace.evidence.question import Question
 from gradtrace.evidence.score import check_scores
 from gradtrace.evidence.select import best_of
+from gradtrace.evidence.stored_weights import StoredWeights
 
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import Ledger
@@ -57,8 +59,11 @@ def answers(share: Share) -> list[Answer]:
 
 def _answers(share: Share) -> Iterator[Answer]:
     asked, ledger = share.question, share.ledger
-    names = list(share.study.weights)
-    study = replace(share.study, records={name: ledger[name] for name in names}, inputs=ledger.inputs)
+    weights = share.study.weights
+    names = list(weights)
+    kept = KeptWeights(weights.places) if isinstance(weights, StoredWeights) else weights
+    records = {name: ledger[name] for name in names}
+    study = replace(share.study, weights=kept, records=records, inputs=ledger.inputs)
     by, test = criterion(asked.by), criterion(asked.test)
     score_needs, score_of = gathering_of(by, study, asked.options)
     test_needs, test_of = gathering_of(test, study, {})

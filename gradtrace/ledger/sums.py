@@ -103,12 +103,17 @@ class Sums:
         """Return the length of the flat arrays that hold the place."""
         return self._layouts[place.layout].layout.size(place.rank, None)
 
-    def summed_dtype(self, place: Place, accumulator: str) -> np.dtype[Any]:
-        """Return the dtype that holds the totals of the place's flat arrays: of one entry, the stored one."""
+    def summed_dtype(self, place: Place, accumulator: str | None) -> np.dtype[Any]:
+        """Return the dtype that holds the totals of the place's flat arrays: of one entry, the stored one.
+
+        None in the accumulator's place, here and below, stands for the opening balance.
+        """
+        if accumulator is None:
+            return np.dtype(np.float32)
         single = len(self._commits[place.layout]) == 1
         return np.dtype(KNOWN[accumulator] if single else total_dtype(accumulator))
 
-    def filling(self, place: Place, accumulator: str) -> Callable[[int, np.ndarray[Any, Any]], None]:
+    def filling(self, place: Place, accumulator: str | None) -> Callable[[int, np.ndarray[Any, Any]], None]:
         """Return what sets an array of `summed_dtype` to the total of a chunk of the place's flat arrays."""
         arrays = cache(partial(self._arrays, place.layout, place.rank, accumulator, self.rank_size(place)))
 

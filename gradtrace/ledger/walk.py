@@ -1,4 +1,4 @@
-"""Totals of several accumulators side by side, block by block, over many parameters."""
+"""Totals of accumulators, and the opening balance, side by side, block by block, over many parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from gradtrace.ledger.record import ParameterRecord
     from gradtrace.ledger.sums import Place, Sums
 
-__all__ = ["Block", "walk"]
+__all__ = ["OPENING", "Block", "walk"]
+
+# Asked for beside accumulators: the float32 weights with which a parameter's recording began.
+OPENING = "opening"
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -28,7 +31,10 @@ _THREADS = 2
 
 
 class Block(NamedTuple):
-    """The totals of the elements `part` of a parameter, flat, by accumulator; good until the next block."""
+    """The totals of the elements `part` of a parameter, flat, by accumulator; good until the next block.
+
+    Under "opening", where that was asked for, its opening balance.
+    """
 
     name: str
     part: slice
@@ -36,7 +42,7 @@ class Block(NamedTuple):
 
 
 def walk(sums: Sums, records: Iterable[ParameterRecord], accumulators: Sequence[str]) -> Iterator[Block]:
-    """Yield the totals of every parameter, in order, in one block or more; float64 or int64.
+    """Yield the totals of every parameter, in order, in one block or more; float64 or int64, opening float32.
 
     Parameters that follow each other on disk are read as one run: each chunk once, with one chunk of every
     accumulator in memory. One without a place, spread over ranks or layouts, is read as a whole.
@@ -45,10 +51,11 @@ def walk(sums: Sums, records: Iterable[ParameterRecord], accumulators: Sequence[
         CorruptLedgerError: stored data is lost or altered. What was yielded of the chunk is not to be used.
         UnknownNameError: an accumulator was not recorded of a parameter.
     """
+    totalled = [one for one in accumulators if one != OPENING]
     run: list[tuple[str, Place]] = []
     for record in records:
         place = record.place
-        if place is None or not place.size or not all(map(record.offers, accumulators)):
+        if place is None or not place.size or not all(map(record.offers, totalled)):
             yield from _run(sums, run, accumulators)
             run = []
             totals = {one: np.asarray(getattr(record, one)).reshape(-1) for one in accumulators}
@@ -68,8 +75,10 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
     first = run[0][1]
     size = sums.rank_size(first)
     length = chunk_elements(size)
-    fills = {one: sums.filling(first, one) for one in accumulators}
-    memory = {one: np.empty(min(length, size), sums.summed_dtype(first, one)) for one in accumulators}
+    stored = {one: None if one == OPENING else one for one in accumulators}
+    fills = {one: sums.filling(first, name) for one, name in stored.items()}
+    kinds = {one: sums.summed_dtype(first, name) for one, name in stored.items()}
+    memory = {one: np.empty(min(length, size), kind) for one, kind in kinds.items()}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:
         for chunk in range(first.begin // length, -(-run[-1][1].end // length)):
             begin, end = chunk * length, min((chunk + 1) * length, size)
@@ -86,7 +95,8 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
                     own = slice(part.start - place.begin, part.stop - place.begin)
                     at = slice(part.start - begin, part.stop - begin)
                     totals = {
-                        one: whole[at].astype(total_dtype(one), copy=False) for one, whole in memory.items()
+                        one: whole[at] if one == OPENING else whole[at].astype(total_dtype(one), copy=False)
+                        for one, whole in memory.items()
                     }
                     yield Block(name, own, totals)
 

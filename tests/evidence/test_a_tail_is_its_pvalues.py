@@ -23,7 +23,7 @@ def tail(windows: int, inflation: float, rare: bool) -> DriftTail:
     ratio[2] = ratio[1] * (1 - 1e-15 * np.arange(SHAPE[1]))
     events = generator.integers(0, windows + 2 if rare else 3, SHAPE)
     events = (np.where(events == 0, 0, events) if rare else events + windows).astype(np.uint16)
-    return DriftTail(np.where(events, ratio, 0), events, windows=windows, inflation=inflation)
+    return DriftTail(np.where(events, ratio, 0), events, windows=windows, steps=windows, inflation=inflation)
 
 
 CASES = pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_pvalues_are_students() -> None:
     ratio, events = np.linspace(0, 3, 50), np.full(50, 10**6)
     t = ratio * np.sqrt(29 / (30 - ratio**2))
     np.testing.assert_allclose(
-        drift_pvalue(ratio, windows=30, events=events), 2 * stats.t.sf(t, 29), rtol=1e-12
+        drift_pvalue(ratio, windows=30, steps=960, events=events), 2 * stats.t.sf(t, 29), rtol=1e-12
     )

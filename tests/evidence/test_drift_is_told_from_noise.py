@@ -100,6 +100,28 @@ def test_few_supported_windows_are_never_strong_evidence(
     assert pvalues[0, 0] >= 2.0 ** (1 - agreeing)
 
 
+@pytest.mark.parametrize("supported", [2, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize("steps", [1, 4, 32])
+@pytest.mark.parametrize("kind", ["alike", "normal", "unequal"])
+def test_the_level_is_kept_where_few_windows_had_support(
+    supported: int, steps: int, kind: str, make_gradient_ledger: Callable[..., Any]
+) -> None:
+    # Of 60 windows so many, each with a sum of random sign over its first steps.
+    generator = np.random.default_rng(supported)
+    sums = generator.choice([-1.0, 1.0], (supported, 1, 4_000))
+    if kind == "normal":
+        sums *= np.abs(generator.normal(size=sums.shape))
+    if kind == "unequal":
+        sums *= np.geomspace(1, 0.3, supported)[:, None, None]
+    gradients = np.zeros((60, 32, 1, 4_000), np.float32)
+    gradients[:supported, :steps] = sums[:, None]
+    _, pvalues = drift(make_gradient_ledger(gradients.reshape(1920, 1, -1)), (1, 4_000))
+    for level in LEVELS:
+        assert np.mean(pvalues <= level) <= 1.2 * level
+    assert pvalues.min() >= 0.999 * 2.0 ** (1 - supported)
+    assert pvalues.max() < 1 or kind == "alike"
+
+
 def test_without_support_there_is_no_evidence(make_gradient_ledger: Callable[..., Any]) -> None:
     gradients = np.random.default_rng(0).normal(size=(320, 3, 4))
     gradients[:, 1] = 0

@@ -56,6 +56,14 @@ def test_blocks_are_the_totals(stored: Any, names: Sequence[str], accumulators: 
             assert found[name][one].dtype == getattr(ledger[name], one).dtype
 
 
+@pytest.mark.parametrize("accumulators", [("opening",), ("grad_sum", "opening", "events")])
+def test_the_opening_balance_comes_along(stored: Any, accumulators: Sequence[str]) -> None:
+    ledger = Ledger.open(stored.path)
+    for name, totals in walked(ledger, NAMES, accumulators).items():
+        np.testing.assert_array_equal(totals["opening"], ledger[name].opening.ravel())
+        assert totals["opening"].dtype == np.float32
+
+
 def test_what_is_spread_over_ranks_or_layouts_comes_whole(book: Any, parameter_of: Make) -> None:
     infos = [parameter_of("split", 4, 3), parameter_of("own", 5, 2)]
     ranks = (
@@ -67,8 +75,9 @@ def test_what_is_spread_over_ranks_or_layouts_comes_whole(book: Any, parameter_o
         book.commit(writer, book.add(writer, Layout.whole([parameter_of("new", 2), infos[0]])))
     ledger = Ledger.open(book.path)
     for name in ("split", "own", "new"):
-        blocks = list(ledger.walk([name], ["grad_sum"]))
+        blocks = list(ledger.walk([name], ["grad_sum", "opening"]))
         assert len(blocks) == 1
+        np.testing.assert_array_equal(blocks[0].totals["opening"], ledger[name].opening.ravel())
         np.testing.assert_array_equal(blocks[0].totals["grad_sum"], book.total(name, "grad_sum").ravel())
 
 
