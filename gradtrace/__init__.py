@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradtrace.convert.routed_linear import RoutedLinear
     from gradtrace.convert.saving import load, save
     from gradtrace.convert.surgery import apply_mask_, convert_
+    from gradtrace.convert.to_dense import to_dense_
     from gradtrace.convert.verify import verify
     from gradtrace.evidence.confirm import confirm
     from gradtrace.evidence.criterion import criteria
@@ -59,6 +60,7 @@ __all__ = [
     "save",
     "score",
     "select",
+    "to_dense_",
     "undertrained",
     "verify",
 ]
@@ -86,6 +88,7 @@ _HOME = {
     "save": "convert.saving",
     "score": "evidence.score",
     "select": "evidence.select",
+    "to_dense_": "convert.to_dense",
     "undertrained": "evidence.undertrained",
     "verify": "convert.verify",
 }

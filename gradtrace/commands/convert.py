@@ -70,6 +70,7 @@ def convert(
 
     import gradtrace as gt
     from gradtrace.commands.named_target import named_target, quality
+    from gradtrace.convert.linears import linears
     from gradtrace.report.compensation_table import (
         compensation_facts,
         compensation_lines,
@@ -96,9 +97,10 @@ def convert(
     converted = gt.convert_(deepcopy(fitted), made)
     masked = gt.apply_mask_(deepcopy(fitted), made)
     generator = torch.Generator().manual_seed(0)
+    references = linears(masked)
     for name in made.converted:
         batch = torch.randn(tokens, made[name].mask.shape[1], generator=generator)
-        gt.verify(masked.get_submodule(name), converted.get_submodule(name), batch)
+        gt.verify(references[name].linear(), converted.get_submodule(name), batch)
     asked = {"dense": dense, "masked": gt.apply_mask_(deepcopy(dense), made)}
     asked |= {"converted": converted} if found is None else {"compensated": masked, "converted": converted}
     said = {} if validate is None else {what: quality(validate, one) for what, one in asked.items()}

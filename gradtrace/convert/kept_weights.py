@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradtrace.convert.linears import LinearLayer
+from gradtrace.convert.linear_layer import LinearLayer
 from gradtrace.convert.masks import masks_by_name
 from gradtrace.convert.matching import match_layers
 from gradtrace.errors import InvalidValueError, UnsupportedError
@@ -40,10 +40,20 @@ def kept_weights(
 
 def planned_weights(plan: Plan, layers: Mapping[str, LinearLayer], names: list[str]) -> KeptWeights:
     """The weights of these layers of a plan; UnsupportedError for one that a hook computes."""
+    found: KeptWeights = {}
     for name in names:
-        if not layers[name].has_weight and not plan[name].mask.all():
-            raise UnsupportedError(f"layer '{name}' cannot be masked: {layers[name].obstacle}")
-    return {f"{name}.weight".lstrip("."): (layers[name].module.weight, plan[name].mask) for name in names}
+        layer, kept = layers[name], plan[name].mask
+        if not layer.has_weight and not kept.all():
+            raise UnsupportedError(f"layer '{name}' cannot be masked: {layer.obstacle}")
+        parameter = layer.parameter
+        if layer.rows is None:
+            found[layer.parameter_name] = parameter, kept.T if layer.inputs_first else kept
+            continue
+        # One entry for a parameter that several layers share; what the plan does not name stays.
+        whole = np.ones(tuple(parameter.shape), dtype=np.bool_)
+        _, together = found.setdefault(layer.parameter_name, (parameter, whole))
+        layer.of_parameter(together)[:] = kept
+    return found
 
 
 def shapes_of(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradtrace.convert.linears import is_plain
+from gradtrace.convert.linear_layer import is_plain
 from gradtrace.errors import InvalidValueError
 from gradtrace.ledger.names import canonical
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
+import torch
 from torch import nn
 
-from gradtrace.convert.linears import LinearLayer, linears, nearest
+from gradtrace.convert.linear_layer import LinearLayer
+from gradtrace.convert.linears import linears, nearest
 from gradtrace.convert.routed_linear import RoutedLinear
-from gradtrace.errors import MismatchError, StateError, UnsupportedError
+from gradtrace.errors import InvalidValueError, MismatchError, StateError, UnsupportedError
 from gradtrace.ledger.names import canonical
 
-__all__ = ["check_replaceable", "match_layers"]
+__all__ = ["check_hooks", "check_replaceable", "check_weights", "match_layers"]
 
 _MODULE_HOOKS = (
     "_forward_hooks",
@@ -30,7 +32,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def match_layers(
     model: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> dict[str, LinearLayer]:
-    """The model's nn.Linear layers by name, among them every one of `shapes`: name -> (outputs, inputs).
+    """The model's linear layers by name, among them every one of `shapes`: name -> (outputs, inputs).
 
     Raises:
         MismatchError: `what` (the plan, the saved model) names a layer that the model lacks or has in
@@ -62,14 +64,44 @@ def check_replaceable(layers: Iterable[LinearLayer]) -> None:
                 f"layer '{layer.name}' cannot be converted: {layer.obstacle}",
                 remedy="leave it out of the plan",
             )
-        hooks = [kind for kind in _MODULE_HOOKS if getattr(layer.module, kind)]
-        for parameter in layer.module.parameters(recurse=False):
-            hooks += [f"parameter{kind}" for kind in _PARAMETER_HOOKS if getattr(parameter, kind, None)]
-        if hooks:
-            raise UnsupportedError(
-                f"layer '{layer.name}' carries {hooks[0].strip('_').replace('_', ' ')}",
-                remedy="remove them, convert, and register them again on the new layer",
-            )
+        check_hooks(layer.name, layer.holder)
+
+
+def check_hooks(name: str, module: nn.Module) -> None:
+    """Refuse, with UnsupportedError, to replace a module whose hooks, or whose parameters', would be lost."""
+    hooks = [kind for kind in _MODULE_HOOKS for part in module.modules() if getattr(part, kind)]
+    for parameter in module.parameters():
+        hooks += [f"parameter{kind}" for kind in _PARAMETER_HOOKS if getattr(parameter, kind, None)]
+    if hooks:
+        raise UnsupportedError(
+            f"layer '{name}' carries {hooks[0].strip('_').replace('_', ' ')}",
+            remedy="remove them, and register them again on the new layer",
+        )
+
+
+def check_weights(layers: Iterable[LinearLayer]) -> None:
+    """Refuse, by name, weights without values, or with values that are none.
+
+    Raises:
+        UnsupportedError: a weight on the meta device. InvalidValueError: NaN or infinity.
+    """
+    for layer in layers:
+        bias = layer.linear().bias
+        for what, values in (("weight", layer.weight), ("bias", bias)):
+            if values is None:
+                continue
+            if values.is_meta:
+                raise UnsupportedError(
+                    f"layer '{layer.name}' is on the meta device", remedy="load its weights first"
+                )
+            wrong = int((~torch.isfinite(values)).sum())
+            if wrong:
+                raise InvalidValueError(
+                    f"{what} of layer '{layer.name}'",
+                    expected="finite numbers",
+                    got=f"{wrong} of NaN or infinity",
+                    remedy="convert weights from before training broke down",
+                )
 
 
 def _refuse_missing(model: nn.Module, name: str, layers: Mapping[str, LinearLayer], what: str) -> NoReturn:
@@ -82,7 +114,7 @@ def _refuse_missing(model: nn.Module, name: str, layers: Mapping[str, LinearLaye
         )
     wrapped = f"module.{name}" in layers
     raise MismatchError(
-        f"{what} is for another model: there is no nn.Linear '{name}'",
+        f"{what} is for another model: there is no linear layer '{name}'",
         remedy="pass the module inside the wrapper (model.module)"
         if wrapped
         else nearest(name, list(layers)),

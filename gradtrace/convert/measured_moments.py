@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gradtrace.convert.evaluation import arguments, in_eval
 from gradtrace.convert.input_moments import InputMoments, LayerMoments
 from gradtrace.convert.linear_uses import LinearUse, linear_uses
+from gradtrace.convert.listening import AfterForward, listening
 from gradtrace.convert.model import check_model
 from gradtrace.errors import InvalidValueError
 
@@ -66,20 +67,12 @@ def input_moments(model: nn.Module, batches: Iterable[object]) -> InputMoments:
         )
     uses = {use.name: use for use in linear_uses(model).values()}
     sums: dict[str, _Sums] = {}
-    handles = [
-        use.module.register_forward_pre_hook(_adding(use, sums), with_kwargs=True) for use in uses.values()
-    ]
     count = 0
-    try:
-        # Compiled code would trace the hooks.
-        with in_eval(model), torch.compiler.set_stance("force_eager"):
-            for batch in batches:
-                args, kwargs = arguments(batch)
-                model(*args, **kwargs)
-                count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with in_eval(model), listening((use.module, _adding(use, sums)) for use in uses.values()):
+        for batch in batches:
+            args, kwargs = arguments(batch)
+            model(*args, **kwargs)
+            count += 1
     if not count:
         raise InvalidValueError("batches", expected="at least one batch", got="none")
     found = {name: sums[name] for name in uses if name in sums and sums[name].positions}
@@ -89,8 +82,8 @@ def input_moments(model: nn.Module, batches: Iterable[object]) -> InputMoments:
     return InputMoments(source, found, lambda name: found[name].moments())
 
 
-def _adding(use: LinearUse, sums: dict[str, _Sums]) -> Callable[..., None]:
-    def add(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _adding(use: LinearUse, sums: dict[str, _Sums]) -> AfterForward:
+    def add(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], __: object) -> None:
         x = given[0] if given else next(iter(named.values()))
         sums.setdefault(use.name, _Sums(use.inputs)).add(x)
 

@@ -1,4 +1,4 @@
-"""A plan for a whole model: every nn.Linear, planned by costs measured where the model lives."""
+"""A plan for a whole model: every linear layer, planned by costs measured where the model lives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradtrace import __version__
-from gradtrace.convert.linears import LinearLayer, linears
+from gradtrace.convert.linear_layer import LinearLayer
+from gradtrace.convert.linears import linears
 from gradtrace.convert.masks import masks_by_name
 from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
@@ -28,7 +29,7 @@ __all__ = ["plan"]
 def plan(
     model: nn.Module, mask: Mapping[str, NDArray[np.bool_]], tokens: int = 512, refuse: bool = True
 ) -> Plan:
-    """How each nn.Linear of `model` should run, keeping what `mask` keeps, for inputs of `tokens` rows.
+    """How each linear layer of `model` should run, keeping what `mask` keeps, for inputs of `tokens` rows.
 
     The winner of each layer is measured beside the dense layer on the model's own device, dtype and threads;
     the model is not changed. A layer stays dense, and its plan says why, where nothing is faster, where the
@@ -48,15 +49,15 @@ def plan(
     kept_by_weight = {id(parameter): kept for parameter, kept in masks.values()}
     layers = linears(model)
     planned = {
-        name: _plan_layer(layer, kept_by_weight.get(id(layer.module.weight)), tokens, refuse)
+        name: _plan_layer(layer, _kept_of(layer, kept_by_weight), tokens, refuse)
         for name, layer in layers.items()
     }
-    weights = {id(layer.module.weight) for layer in layers.values()}
+    weights = {id(layer.parameter) for layer in layers.values()}
     provenance = {
         "tokens": tokens,
         "refuse": refuse,
-        "device": _all({str(layer.module.weight.device) for layer in layers.values()}),
-        "dtype": _all({str(layer.module.weight.dtype).removeprefix("torch.") for layer in layers.values()}),
+        "device": _all({str(layer.parameter.device) for layer in layers.values()}),
+        "dtype": _all({str(layer.parameter.dtype).removeprefix("torch.") for layer in layers.values()}),
         "threads": torch.get_num_threads(),
         "versions": {"gradtrace": __version__, "torch": str(torch.__version__)},
         "mask": _plain(getattr(mask, "provenance", None)),
@@ -65,16 +66,20 @@ def plan(
     return Plan(planned, provenance)
 
 
+def _kept_of(layer: LinearLayer, kept: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+    found = kept.get(id(layer.parameter))
+    return None if found is None else layer.of_parameter(found)
+
+
 def _plan_layer(layer: LinearLayer, kept: NDArray[np.bool_] | None, tokens: int, refuse: bool) -> LayerPlan:
-    linear = layer.module
-    if linear.weight.is_meta:
+    if layer.parameter.is_meta:
         raise UnsupportedError(f"layer '{layer.name}' is on the meta device", remedy="load its weights first")
-    table = cost_table(linear.weight.device, linear.weight.dtype, tokens) if layer.timed else None
+    table = cost_table(layer.parameter.device, layer.parameter.dtype, tokens) if layer.timed else None
     why = "the mask has no entry for it" if kept is None else layer.obstacle
     if kept is not None and table is not None and not why:
-        return plan_layer(kept, table, refuse=refuse, confirm=partial(_measure, linear, kept, tokens))
+        return plan_layer(kept, table, refuse=refuse, confirm=partial(_measure, layer.linear(), kept, tokens))
     mask = np.broadcast_to(np.True_, layer.shape) if kept is None else kept
-    seconds = table.predict_dense(linear.in_features, linear.out_features) if table is not None else 0.0
+    seconds = table.predict_dense(*layer.shape[::-1]) if table is not None else 0.0
     return LayerPlan(DENSE, (), mask, seconds, seconds, None, f"stays dense: {why}")
 
 

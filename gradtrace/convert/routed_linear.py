@@ -33,6 +33,8 @@ class RoutedLinear(nn.Module):
     bias: nn.Parameter | None
     inputs: Tensor
     outputs: Tensor
+    dense_class: type[nn.Module] = nn.Linear
+    """What `to_dense_` makes of it: nn.Linear, or the Conv1D that it replaced."""
 
     def __init__(
         self,

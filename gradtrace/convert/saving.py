@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradtrace.convert.linears import replace
+from gradtrace.convert.linear_layer import LinearLayer
 from gradtrace.convert.matching import check_replaceable, match_layers
 from gradtrace.convert.model import check_model
 from gradtrace.convert.model_folder import STRUCTURE, WEIGHTS, check_target, crc32c_of, replacing
+from gradtrace.convert.replacement import adopt, affected, replacements
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.convert.saved_structure import SavedLayer, SavedStructure
 from gradtrace.convert.state import check_state, distinct_tensors, named_state
@@ -82,31 +83,33 @@ def load(model: Model, path: str | PathLike[str]) -> Model:
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in structure.layers.items()}
     layers = match_layers(model, shapes, "the saved model")
     chosen = {name: layers[name] for name in structure.layers}
-    check_replaceable(chosen.values())
+    check_replaceable(affected(layers, chosen))
     for name, saved in structure.layers.items():
         # Sub-operators may overlap, so that a short list can claim more memory than there is.
         stored = state.get(f"{name}.weight")
         if stored is None or stored.numel() != saved.weights:
             raise MismatchError(f"gradtrace.json and model.safetensors differ in the weights of '{name}'")
-    built = {name: _build(layer.module, structure.layers[name], name) for name, layer in chosen.items()}
+    built = {name: _build(layer, structure.layers[name]) for name, layer in chosen.items()}
+    found = replacements(model, layers, built)
     try:
-        for name, layer in chosen.items():
-            replace(layer, built[name])
+        for replacement in found:
+            replacement.apply_()
         own = check_state(model, state)
         model.load_state_dict({name: state[canonical(name)] for name in own})
     except Exception as error:
-        for layer in chosen.values():
-            replace(layer, layer.module)
+        for replacement in found:
+            replacement.undo_()
         if isinstance(error, GradtraceError):
             raise
         raise MismatchError("the saved model cannot be loaded into this one", got=str(error)[:200]) from error
     return model
 
 
-def _build(linear: nn.Linear, saved: SavedLayer, name: str) -> RoutedLinear:
+def _build(layer: LinearLayer, saved: SavedLayer) -> RoutedLinear:
+    linear = layer.linear()
     if (linear.bias is not None) != saved.bias:
         raise MismatchError(
-            f"the saved model is for another model: layer '{name}'",
+            f"the saved model is for another model: layer '{layer.name}'",
             expected="a bias" if saved.bias else "no bias",
             got="none" if saved.bias else "one",
         )
@@ -119,9 +122,7 @@ def _build(linear: nn.Linear, saved: SavedLayer, name: str) -> RoutedLinear:
         device=weight.device,
         dtype=weight.dtype,
     )
-    routed.weight.requires_grad_(weight.requires_grad)
-    routed.bias = linear.bias
-    return routed.train(linear.training)
+    return adopt(routed, layer)
 
 
 def _read_state(path: Path, structure: SavedStructure) -> Mapping[str, Tensor]:

@@ -11,9 +11,10 @@ from torch import nn
 
 from gradtrace.convert.arms import Arm, check_arm, drop_
 from gradtrace.convert.kept_weights import kept_weights, planned_weights, shapes_of
-from gradtrace.convert.linears import replace
-from gradtrace.convert.matching import check_replaceable, match_layers
+from gradtrace.convert.linears import linears
+from gradtrace.convert.matching import check_replaceable, check_weights, match_layers
 from gradtrace.convert.model import check_model
+from gradtrace.convert.replacement import adopt, affected, replacements
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.errors import InvalidValueError
 from gradtrace.structure.plan import DENSE, Plan
@@ -33,22 +34,30 @@ def convert_(model: Model, plan: Plan, masked: bool = False) -> Model:
     that the plan leaves dense keep their weights; with `masked`, what their masks drop is zeroed. Make the
     optimizer afterwards: the replaced layers have a new weight parameter, and keep their bias.
 
+    An nn.MultiheadAttention with a converted projection becomes a RoutedAttention, whose q_proj, k_proj,
+    v_proj and out_proj are layers of their own; so does the attention of an nn.TransformerEncoderLayer whose
+    linear1 or linear2 is converted. `to_dense_` undoes all of it, but for the masks.
+
     Raises:
         MismatchError: the plan is for another model: a layer is missing or of another shape.
         StateError: a layer has been converted already.
         UnsupportedError: a layer that cannot be replaced (tied weight, hooks, ...), by name.
-        InvalidValueError: what is no nn.Module, or no Plan.
+        InvalidValueError: weights that are not finite, by name; what is no nn.Module, or no Plan.
     """
     check_model(model)
     layers = match_layers(model, shapes_of(plan), "the plan")
     chosen = {name: layers[name] for name in plan.converted}
-    check_replaceable(chosen.values())
-    built = {name: RoutedLinear.from_linear(layer.module, plan[name]) for name, layer in chosen.items()}
-    if masked:
-        dense = [name for name in plan if plan[name].choice == DENSE]
-        drop_(planned_weights(plan, layers, dense), "zero")
-    for name, layer in chosen.items():
-        replace(layer, built[name])
+    check_replaceable(affected(layers, chosen))
+    check_weights(chosen.values())
+    dense = [name for name in plan if masked and plan[name].choice == DENSE]
+    planned_weights(plan, layers, dense)
+    built = {
+        name: adopt(RoutedLinear.from_linear(layer.linear(), plan[name]), layer)
+        for name, layer in chosen.items()
+    }
+    for replacement in replacements(model, layers, built):
+        replacement.apply_()
+    drop_(planned_weights(plan, linears(model) if dense else {}, dense), "zero")
     return model
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.convert.evaluation import arguments, in_eval
-from gradtrace.convert.linears import nearest
+from gradtrace.convert.linears import linears, nearest
+from gradtrace.convert.listening import AfterForward, listening
 from gradtrace.convert.lost import lost_shares
 from gradtrace.convert.model import check_model
 from gradtrace.convert.routed_linear import RoutedLinear
@@ -107,31 +108,29 @@ def _compare_layers(
     reference_model: nn.Module, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Difference]:
     references = {canonical(name): module for name, module in reference_model.named_modules()}
+    # The projections of an nn.MultiheadAttention are no modules there.
+    references |= {
+        name: layer.linear() for name, layer in linears(reference_model).items() if name not in references
+    }
     found: dict[str, list[Difference]] = {}
-    handles = []
-    for name, module in ((canonical(name), module) for name, module in model.named_modules()):
-        if not isinstance(module, RoutedLinear):
-            continue
+    routed = {canonical(name): one for name, one in model.named_modules() if isinstance(one, RoutedLinear)}
+    for name in routed:
         if name not in references:
             raise MismatchError(
                 f"the reference has no layer '{name}'", remedy=nearest(name, list(references))
             )
 
-        def compare(
-            _: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor, *, name: str = name
-        ) -> None:
-            there = references[name]
-            # Not there(...): that would also run the hooks of the reference's layer.
-            found.setdefault(name, []).append(_difference(y, there.forward(*given, **named), 0.0))
+    def comparing(name: str) -> AfterForward:
+        def compare(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> None:
+            # Not the layer itself: that would also run its hooks.
+            expected = references[name].forward(*given, **named)
+            found.setdefault(name, []).append(_difference(y, expected, 0.0))
 
-        handles.append(module.register_forward_hook(compare, with_kwargs=True))
-    try:
-        if handles:
-            with torch.compiler.set_stance("force_eager"):  # compiled code would trace the hooks
-                model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+        return compare
+
+    if routed:
+        with listening((layer, comparing(name)) for name, layer in routed.items()):
+            model(*args, **kwargs)
     return {name: _largest(differences) for name, differences in found.items()}
 
 

@@ -495,7 +495,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[GradtraceError], str]] = {
     "another layer name": (
         edit_json(lambda d: d["layers"].update({"__class__": d["layers"].pop("0")})),
         MismatchError,
-        "no nn.Linear '__class__'",
+        "no linear layer '__class__'",
     ),
 }
 
@@ -519,7 +519,7 @@ def test_a_damaged_folder_is_refused_and_the_model_is_as_it_was(
         ),
         (lambda: build(bias=False), MismatchError, "layer '3': expected a bias, got none"),
         (lambda: build().double(), MismatchError, r"model\.to\(torch\.float32\)"),
-        (lambda: nn.Sequential(nn.ReLU()), MismatchError, "no nn.Linear '0'"),
+        (lambda: nn.Sequential(nn.ReLU()), MismatchError, "no linear layer '0'"),
         (lambda: nn.Sequential(*build(), nn.Linear(2, 2)), MismatchError, "file has no '4.bias'"),
         (converted, StateError, "layer '0' has been converted already"),
     ],

@@ -84,9 +84,9 @@ def test_gradients_equal_those_of_the_masked_model(masks_of: MasksOf) -> None:
         routed = model.get_submodule(name)
         assert isinstance(routed, gt.RoutedLinear)
         assert routed.weight.grad is not None
-        assert layer.module.weight.grad is not None
+        assert layer.parameter.grad is not None
         for block, part in zip(routed.blocks(routed.weight.grad), routed.sub_operators, strict=True):
-            expected = layer.module.weight.grad.numpy()[np.ix_(part.outputs, part.inputs)]
+            expected = layer.parameter.grad.numpy()[np.ix_(part.outputs, part.inputs)]
             np.testing.assert_allclose(block.numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -226,9 +226,12 @@ def patched() -> nn.Module:
     return model
 
 
-class Encoder(nn.Sequential):
+class OwnKey(nn.Sequential):
+    """An encoder layer whose attention adds a key to those it is given: it has to stay as it is."""
+
     def __init__(self) -> None:
         super().__init__(nn.Linear(24, 40), nn.TransformerEncoderLayer(40, 4, 16, batch_first=True))
+        self.get_submodule("1.self_attn").add_zero_attn = True  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -239,10 +242,10 @@ class Encoder(nn.Sequential):
         (hooked_parameter, "3", "layer '3' carries parameter backward hooks"),
         (pruned, "3", "layer '3' .* computed by a hook"),
         (patched, "3", "layer '3' .* forward has been replaced"),
-        (Encoder, "1.linear1", "layer '1.linear1' .* fast path"),
+        (OwnKey, "1.linear1", r"layer '1\.self_attn\.q_proj' .* a key of its own"),
         (lambda: nn.Linear(24, 16), "", "it is the whole model"),
     ],
-    ids=["tied", "hook", "parameter hook", "pruned", "patched", "encoder", "root"],
+    ids=["tied", "hook", "parameter hook", "pruned", "patched", "own key", "root"],
 )
 def test_a_layer_that_cannot_be_replaced_is_refused_by_name_and_nothing_is_changed(
     make: Callable[[], nn.Module], refused: str, words: str
@@ -270,15 +273,24 @@ def test_a_plan_leaves_what_cannot_be_replaced_dense_and_says_why(device: Simple
     assert model.head.weight is model.embedding.weight
 
 
-def test_attention_projections_that_their_parent_reads_are_no_layers() -> None:
-    assert list(linears(nn.MultiheadAttention(8, 2))) == []
+def test_the_layers_beside_an_attention_that_must_stay_say_so() -> None:
+    obstacle = linears(OwnKey())["1.linear2"].obstacle
+    assert obstacle.startswith("it needs the attention of its nn.TransformerEncoderLayer replaced too, but ")
+
+
+def test_an_attention_that_is_the_whole_model_says_so() -> None:
+    layers = linears(nn.MultiheadAttention(8, 2))
+    assert list(layers) == ["q_proj", "k_proj", "v_proj", "out_proj"]
+    assert {layer.obstacle for layer in layers.values()} == {
+        "it is the whole model: wrap it, for instance in nn.Sequential"
+    }
 
 
 @pytest.mark.parametrize(
     ("edit", "error", "words"),
     [
-        (lambda layers: layers.update({"9": layers["3"]}), MismatchError, "no nn.Linear '9'"),
-        (lambda layers: layers.update({"1": layers["3"]}), MismatchError, "no nn.Linear '1'"),
+        (lambda layers: layers.update({"9": layers["3"]}), MismatchError, "no linear layer '9'"),
+        (lambda layers: layers.update({"1": layers["3"]}), MismatchError, "no linear layer '1'"),
         (
             lambda layers: layers.update({"3": layers["0"]}),
             MismatchError,
