@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from gradtrace.errors import GradtraceError
 
 if TYPE_CHECKING:
+    from gradtrace.assessment.assess import assess
+    from gradtrace.assessment.assessment import Assessment
     from gradtrace.comparison.compare import compare
     from gradtrace.comparison.comparison import Comparison
     from gradtrace.convert.anneal import anneal
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Assessment",
     "Comparison",
     "GradtraceError",
     "Ledger",
@@ -47,6 +50,7 @@ __all__ = [
     "Scores",
     "anneal",
     "apply_mask_",
+    "assess",
     "compare",
     "compensate_",
     "compensation",
@@ -66,6 +70,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Assessment": "assessment.assessment",
     "Comparison": "comparison.comparison",
     "Ledger": "ledger.reader",
     "Mask": "evidence.mask",
@@ -75,6 +80,7 @@ _HOME = {
     "Scores": "evidence.score",
     "anneal": "convert.anneal",
     "apply_mask_": "convert.surgery",
+    "assess": "assessment.assess",
     "compare": "comparison.compare",
     "compensate_": "convert.compensate",
     "compensation": "convert.compensate",

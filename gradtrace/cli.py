@@ -1,4 +1,4 @@
-"""The command line: `gradtrace info | growth | undertrained | compare | explain | plan | convert | ...`.
+"""The command line: `gradtrace info | assess | compare | explain | plan | convert | ...`.
 
 Only typer is imported up here: `gradtrace --help` answers at once, and each command loads what it needs.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from gradtrace.commands.assess import assess
 from gradtrace.commands.compare import compare
 from gradtrace.commands.convert import convert
 from gradtrace.commands.criteria import criteria
@@ -46,7 +47,7 @@ app = typer.Typer(
     "`gradtrace plan run.ledger.zarr run.ckpt --density 0.3`",
 )
 
-for command in (criteria, info, growth, undertrained, compare, explain, plan, convert, merge):
+for command in (criteria, info, assess, growth, undertrained, compare, explain, plan, convert, merge):
     app.command()(command)
 
 
