@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradtrace.convert.anneal import anneal
     from gradtrace.convert.compensate import compensate_, compensation
     from gradtrace.convert.measured_moments import input_moments
+    from gradtrace.convert.placed import place_
     from gradtrace.convert.planning import plan
     from gradtrace.convert.routed_linear import RoutedLinear
     from gradtrace.convert.saving import load, save
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gradtrace.evidence.undertrained import undertrained
     from gradtrace.ledger.reader import Ledger
     from gradtrace.recorder.recorder import Recorder
+    from gradtrace.structure.placement import Placement, placement
     from gradtrace.structure.plan import Plan
 
 __version__ = "0.1.0"
@@ -44,6 +46,7 @@ __all__ = [
     "GradtraceError",
     "Ledger",
     "Mask",
+    "Placement",
     "Plan",
     "Recorder",
     "RoutedLinear",
@@ -60,6 +63,8 @@ __all__ = [
     "explain",
     "input_moments",
     "load",
+    "place_",
+    "placement",
     "plan",
     "save",
     "score",
@@ -74,6 +79,7 @@ _HOME = {
     "Comparison": "comparison.comparison",
     "Ledger": "ledger.reader",
     "Mask": "evidence.mask",
+    "Placement": "structure.placement",
     "Plan": "structure.plan",
     "Recorder": "recorder.recorder",
     "RoutedLinear": "convert.routed_linear",
@@ -90,6 +96,8 @@ _HOME = {
     "explain": "evidence.explain",
     "input_moments": "convert.measured_moments",
     "load": "convert.saving",
+    "place_": "convert.placed",
+    "placement": "structure.placement",
     "plan": "convert.planning",
     "save": "convert.saving",
     "score": "evidence.score",
