@@ -36,7 +36,8 @@ def match_layers(
 
     Raises:
         MismatchError: `what` (the plan, the saved model) names a layer that the model lacks or has in
-        another shape. StateError: it names a layer that has been converted already.
+        another shape. UnsupportedError: it names a module that is no linear layer. StateError: it names a
+        layer that has been converted already.
     """
     layers = linears(model)
     for name, shape in shapes.items():
@@ -105,12 +106,16 @@ def check_weights(layers: Iterable[LinearLayer]) -> None:
 
 
 def _refuse_missing(model: nn.Module, name: str, layers: Mapping[str, LinearLayer], what: str) -> NoReturn:
-    converted = {
-        canonical(there): isinstance(module, RoutedLinear) for there, module in model.named_modules()
-    }
-    if converted.get(name):
+    there = {canonical(given): module for given, module in model.named_modules()}
+    if isinstance(there.get(name), RoutedLinear):
         raise StateError(
             f"layer '{name}' has been converted already", remedy="use a freshly built dense model"
+        )
+    if name in there:
+        raise UnsupportedError(
+            f"{what} is for another model: '{name}' is a {type(there[name]).__name__}",
+            expected="nn.Linear, Conv1D, or a projection of nn.MultiheadAttention",
+            remedy="leave it out of the plan",
         )
     wrapped = f"module.{name}" in layers
     raise MismatchError(

@@ -41,7 +41,7 @@ def convert_(model: Model, plan: Plan, masked: bool = False) -> Model:
     Raises:
         MismatchError: the plan is for another model: a layer is missing or of another shape.
         StateError: a layer has been converted already.
-        UnsupportedError: a layer that cannot be replaced (tied weight, hooks, ...), by name.
+        UnsupportedError: what is no linear layer, or cannot be replaced (tied weight, hooks, ...), by name.
         InvalidValueError: weights that are not finite, by name; what is no nn.Module, or no Plan.
     """
     check_model(model)

@@ -75,7 +75,9 @@ def read_plan(path: str | PathLike[str]) -> Plan:
             read[name] = _layer_from_json(value)
         except InvalidValueError as error:
             raise UnreadableFileError(
-                f"plan '{path}' is broken at layer '{name}'", got=error.message
+                f"plan '{path}' is broken at layer '{name}'",
+                got=error.message,
+                remedy="plan again, and save that: gt.plan(model, mask).save(path)",
             ) from error
     return Plan(read, provenance)
 

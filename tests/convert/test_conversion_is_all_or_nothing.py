@@ -290,7 +290,11 @@ def test_an_attention_that_is_the_whole_model_says_so() -> None:
     ("edit", "error", "words"),
     [
         (lambda layers: layers.update({"9": layers["3"]}), MismatchError, "no linear layer '9'"),
-        (lambda layers: layers.update({"1": layers["3"]}), MismatchError, "no linear layer '1'"),
+        (
+            lambda layers: layers.update({"1": layers["3"]}),
+            UnsupportedError,
+            "'1' is a ReLU: expected nn.Linear",
+        ),
         (
             lambda layers: layers.update({"3": layers["0"]}),
             MismatchError,
