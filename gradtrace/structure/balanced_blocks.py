@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr
 
-__all__ = ["balanced_blocks", "room_for"]
+__all__ = ["balanced_blocks", "room_for", "singular_vectors"]
 
 Array: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.int64]
@@ -61,19 +61,7 @@ def _spectral(weights: Array, blocks: int, seed: int) -> tuple[Labels, Labels]:
     count = min(blocks, live_rows.size, live_columns.size)
     if count < 2:
         return rows, columns
-    live = weights[np.ix_(live_rows, live_columns)]
-    left, right = 1 / np.sqrt(live.sum(axis=1)), 1 / np.sqrt(live.sum(axis=0))
-    live *= left[:, None]
-    live *= right
-    if min(live.shape) <= max(_SMALL, 2 * count):
-        u, _, v = np.linalg.svd(live, full_matrices=False)
-        u, v = u[:, :count], v[:count]
-    else:
-        basis = np.random.default_rng(seed).standard_normal((live.shape[1], count + _SPARE))
-        for _ in range(_ITERATIONS):
-            basis = np.linalg.qr(live.T @ np.linalg.qr(live @ basis)[0])[0]
-        u, _, turned = np.linalg.svd(live @ basis, full_matrices=False)
-        u, v = u[:, :count], (turned @ basis.T)[:count]
+    u, _, v = singular_vectors(weights[np.ix_(live_rows, live_columns)], count, seed)
     nodes = np.concatenate([u, v.T])
     nodes /= np.maximum(np.linalg.norm(nodes, axis=1, keepdims=True), 1e-300)
     pivots = qr(nodes.T, mode="r", pivoting=True)[1][:count]
@@ -81,6 +69,23 @@ def _spectral(weights: Array, blocks: int, seed: int) -> tuple[Labels, Labels]:
     labels = np.abs(nodes @ (turn @ back)).argmax(axis=1)
     rows[live_rows], columns[live_columns] = labels[: live_rows.size], labels[live_rows.size :]
     return rows, columns
+
+
+def singular_vectors(live: Array, count: int, seed: int) -> tuple[Array, Array, Array]:
+    """The `count` leading singular vectors and values of D1^-1/2 A D2^-1/2, as `svd` gives them.
+
+    `live` is A, with neither a dead row nor a dead column. D1 and D2 hold the sums of its rows and columns,
+    so the values lie between 0 and 1; as many are 1 as A has components.
+    """
+    scaled = live / np.sqrt(live.sum(axis=1))[:, None] / np.sqrt(live.sum(axis=0))
+    if min(live.shape) <= max(_SMALL, 2 * count):
+        u, values, v = np.linalg.svd(scaled, full_matrices=False)
+        return u[:, :count], values[:count], v[:count]
+    basis = np.random.default_rng(seed).standard_normal((live.shape[1], count + _SPARE))
+    for _ in range(_ITERATIONS):
+        basis = np.linalg.qr(scaled.T @ np.linalg.qr(scaled @ basis)[0])[0]
+    u, values, turned = np.linalg.svd(scaled @ basis, full_matrices=False)
+    return u[:, :count], values[:count], (turned @ basis.T)[:count]
 
 
 def _roomy(affinity: Array, imbalance: float) -> Labels:

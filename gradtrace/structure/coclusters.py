@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradtrace.errors import InvalidValueError, UnknownNameError
 from gradtrace.structure.balanced_blocks import balanced_blocks
+from gradtrace.structure.hypergraph import partitioned_graph
+from gradtrace.structure.spectral_blocks import spectral_blocks
 from gradtrace.structure.sub_operator import SubOperator
 
 __all__ = ["METHODS", "CoClusters", "checked_blocks", "checked_weights", "coclusters"]
@@ -89,7 +91,9 @@ def coclusters(
         weights: nonnegative and finite, (outputs, inputs): a mask, magnitudes or scores.
         blocks: K, at least 1.
         seed: of what is drawn at random.
-        by: "alternating", which needs nothing but scipy (see `balanced_blocks`), or another of `METHODS`.
+        by: "alternating", which needs nothing but scipy (see `balanced_blocks`); "hypergraph", by Mt-KaHyPar,
+            which balances outputs and inputs together; or "spectral", by scikit-learn, which does not
+            balance (both with the extra `partition`).
         imbalance: at least 0; not for methods that do not balance.
 
     Raises:
@@ -143,6 +147,6 @@ def _alternating(weights: NDArray[np.float64], blocks: int, imbalance: float, se
 
 
 METHODS: Mapping[str, Callable[[NDArray[np.float64], int, float, int], _Labels]] = MappingProxyType(
-    {"alternating": _alternating}
+    {"alternating": _alternating, "hypergraph": partitioned_graph, "spectral": spectral_blocks}
 )
 """Name -> (weights, blocks, imbalance, seed) -> labels of the outputs and of the inputs."""

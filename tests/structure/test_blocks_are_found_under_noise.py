@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from gradtrace.errors import InvalidValueError, MismatchError, UnknownNameError
+from gradtrace.errors import InvalidValueError, MismatchError, UnknownNameError, UnsupportedError
+from gradtrace.structure import hypergraph
 from gradtrace.structure.balanced_blocks import room_for
 from gradtrace.structure.coclusters import METHODS, CoClusters, coclusters
 from gradtrace.structure.mlp_blocks import mlp_coclusters, mlp_components
@@ -45,7 +48,7 @@ def test_planted_blocks_are_found_exactly(by: str, blocks: int) -> None:
     assert same_blocks([found.outputs, found.inputs], [outputs, inputs])
 
 
-@every_method
+@pytest.mark.parametrize("by", ["alternating", "hypergraph"])
 @pytest.mark.parametrize("blocks", [2, 4, 8])
 def test_planted_blocks_are_found_in_dense_noise(by: str, blocks: int) -> None:
     outputs, inputs = planted(blocks, 32, 20)
@@ -189,3 +192,13 @@ def test_matrices_that_do_not_fit_and_unknown_methods_are_refused() -> None:
         coclusters(np.ones((3, 3)), 2, imbalance=-0.1)
     with pytest.raises(InvalidValueError, match="labels of inputs"):
         CoClusters(np.array([0]), np.array([0.5]))
+
+
+@pytest.mark.parametrize(("by", "package"), [("hypergraph", "mtkahypar"), ("spectral", "sklearn.cluster")])
+def test_a_missing_package_is_named_with_its_extra(
+    by: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    hypergraph.partitioner.cache_clear()
+    with pytest.raises(UnsupportedError, match=r"gradtrace\[partition\]"):
+        coclusters(np.ones((3, 3)), 2, by=by)
