@@ -14,12 +14,13 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from gradtrace.kernels.cache_folder import cache_folder
 
 __all__ = ["load"]
 
@@ -46,7 +47,7 @@ def load(source: Path, *options: str) -> ctypes.CDLL | None:
         command = _compiler()
         name = f"{source.stem}-{_fingerprint(source, options, command)}.so"
         try:
-            return _kept(_cache_folder(), name, source, options, command)
+            return _kept(cache_folder(), name, source, options, command)
         except OSError as error:
             _log.info("the folder of compiled kernels is of no use (%s): compiling without it", error)
             with tempfile.TemporaryDirectory(prefix="gradtrace-") as folder:
@@ -115,15 +116,3 @@ def _processor() -> bytes:
         return platform.processor().encode()
     wanted = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU", b"Features")
     return b"\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _cache_folder() -> Path:
-    """The folder for compiled kernels, made if need be; raises OSError where others could write to it."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "gradtrace"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or others_write:
-        raise PermissionError(f"{folder} is not a folder that only this user can write to")
-    return folder

@@ -233,6 +233,20 @@ def test_plan_writes_plan_and_mask(home: Home, extra: tuple[str, ...]) -> None:
     assert mask["0.weight"].shape == (96, 40)
 
 
+def test_plan_shows_the_costs_that_it_predicts_with_and_how_near_it_came(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("plan", *RUN, "--density", "0.3", "--tokens", "8", "--no-refuse")
+    data = home.json(*asked)
+    (costs,) = data["costs"]
+    assert (costs["device"], costs["dtype"], costs["table"]["tokens"]) == ("cpu", "float32", 8)
+    assert set(data["prediction_errors"]) <= {"0", "2"}
+    monkeypatch.setenv("COLUMNS", "1000")
+    told = home.run(*asked).stdout
+    assert f"measured {costs['measured']}" in told
+    assert "Predictions beside measurements, layers: 2" in told
+
+
 def test_growth_is_shown_at_every_entrys_end(home: Home) -> None:
     data = home.json("growth", "run.ledger.zarr", "--picture", "growth.png")
     assert data["steps"] == [4, 6]

@@ -21,6 +21,7 @@ from gradtrace.commands.options import (
     WeightsPath,
 )
 from gradtrace.commands.output import show
+from gradtrace.commands.plan_costs import cost_facts, cost_lines
 from gradtrace.commands.planned import plan_facts, planned
 
 __all__ = ["plan"]
@@ -50,7 +51,7 @@ def plan(
     """
     from gradtrace.report.tables import plan_lines, plan_table
 
-    made, mask, _ = planned(
+    made, mask, module = planned(
         ledger,
         weights,
         by=by,
@@ -66,4 +67,5 @@ def plan(
         mask.save(mask_out)
     if out is not None:
         made.save(out)
-    show(as_json, plan_facts(made, mask), plan_table(made), lines=plan_lines(made))
+    facts = plan_facts(made, mask) | cost_facts(made, module)
+    show(as_json, facts, plan_table(made), lines=(*plan_lines(made), *cost_lines(made, module)))

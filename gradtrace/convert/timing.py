@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrace.convert.fitting import Structure, fitted, structures_of, weights_of, wide_structures
+from gradtrace.convert.kept_costs import Costs, cost_key, kept_costs
 from gradtrace.convert.routed_linear import RoutedLinear
 from gradtrace.kernels.routed_linear_cpu import compiled_products
 from gradtrace.structure.cost import CostTable
 
-__all__ = ["cost_table", "measure_beside", "quartiles"]
+__all__ = ["cost_table", "costs", "measure_beside", "quartiles"]
 
 _SIZES = (16, 64, 256, 1024, 4096)
 _LONGEST = 0.1  # seconds of one product: beyond it, time grows in proportion and needs no measuring
@@ -55,11 +56,16 @@ def quartiles(functions: Sequence[Callable[[], object]], device: torch.device, b
 
 
 def cost_table(device: torch.device, dtype: torch.dtype, tokens: int) -> CostTable:
-    """The costs of linear layers for `tokens` rows, measured once per process, device, dtype and threads.
+    """The costs of linear layers for `tokens` rows, measured once per device, dtype and number of threads.
 
-    Takes about three seconds at 512 tokens.
+    Takes about three seconds at 512 tokens, and is kept in the user's cache folder.
     """
-    return _measured(device, dtype, tokens, torch.get_num_threads())
+    return costs(device, dtype, tokens).table
+
+
+def costs(device: torch.device, dtype: torch.dtype, tokens: int) -> Costs:
+    """`cost_table`, with when it was measured, and where it is kept."""
+    return _costs(device, dtype, tokens, torch.get_num_threads())
 
 
 @torch.no_grad()
@@ -74,8 +80,14 @@ def measure_beside(linear: nn.Linear, routed: RoutedLinear, tokens: int) -> tupl
 
 
 @lru_cache(maxsize=64)
+def _costs(device: torch.device, dtype: torch.dtype, tokens: int, threads: int) -> Costs:
+    compiled = device.type == "cpu" and dtype == torch.float32 and compiled_products() is not None
+    key = cost_key(device, dtype, tokens, threads, compiled=compiled)
+    return kept_costs(key, lambda: _measured(device, dtype, tokens, rated=compiled))
+
+
 @torch.no_grad()
-def _measured(device: torch.device, dtype: torch.dtype, tokens: int, threads: int) -> CostTable:
+def _measured(device: torch.device, dtype: torch.dtype, tokens: int, *, rated: bool) -> CostTable:
     sizes = _affordable(device, dtype, tokens)
     numbers = torch.randn(sizes[-1] * max(sizes[-1], tokens), device=device, dtype=dtype)
     # From large to small, so that no small product follows one that has emptied the caches.
@@ -86,7 +98,7 @@ def _measured(device: torch.device, dtype: torch.dtype, tokens: int, threads: in
     bare = CostTable(tokens, sizes, sizes, gemm)
     structures = structures_of(min(sizes[-1], 1024))
     weights: tuple[int, ...] = ()
-    if device.type == "cpu" and dtype == torch.float32 and compiled_products() is not None:
+    if rated:
         weights = weights_of(tokens)
         structures += wide_structures(weights)
     calls = [_call(structure, device, dtype, tokens) for structure in structures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,22 @@ from torch import nn
 import gradtrace as gt
 from gradtrace.convert import timing
 from gradtrace.convert.fitting import structures_of, weights_of, wide_structures
+from gradtrace.kernels.routed_linear_cpu import compiled_products
 from gradtrace.structure.cost import CostTable
 from gradtrace.structure.plan import LayerPlan
 from gradtrace.structure.trimmed import trimmed
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Neither what this machine has measured before is used, nor is anything of a test kept."""
+    compiled_products()  # which is compiled once a process, into the folder that is usual
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    timing._costs.cache_clear()
+    yield
+    timing._costs.cache_clear()
 
 
 class Clock:
@@ -68,13 +80,11 @@ def test_a_device_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return [1e-3] * len(functions)
 
     monkeypatch.setattr(timing, "quartiles", quartiles)
-    timing._measured.cache_clear()
     first = timing.cost_table(CPU, torch.float32, 4)
     assert timing.cost_table(CPU, torch.float32, 4) is first
     assert len(calls) == 2
     timing.cost_table(CPU, torch.float32, 5)
     assert len(calls) == 4
-    timing._measured.cache_clear()
 
 
 @pytest.mark.parametrize("rated", [False, True])
@@ -97,9 +107,7 @@ def test_known_costs_are_recovered_from_what_is_measured(
 
     monkeypatch.setattr(timing, "quartiles", quartiles)
     monkeypatch.setattr(timing, "_affordable", lambda *key: sizes)
-    timing._measured.cache_clear()
     found = timing.cost_table(CPU, torch.float32, 8)
-    timing._measured.cache_clear()
     for name in ("gather", "scatter", "fill", "turn", "per_sub_operator", "per_call", "rates"):
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-5), name
     assert found.weights == weights
@@ -109,7 +117,6 @@ def test_a_real_calibration_is_a_valid_table() -> None:
     table = timing.cost_table(CPU, torch.float32, 2)
     assert table.tokens == 2
     assert table.predict_dense(100, 100) > 0
-    timing._measured.cache_clear()
 
 
 def test_a_candidate_is_measured_with_its_own_weights() -> None:
