@@ -18,7 +18,7 @@ __all__ = ["CHOICES", "DENSE", "LayerPlan", "Plan"]
 
 DENSE = "dense"
 _LARGEST = sys.float_info.max
-CHOICES = (DENSE, "trimmed", "components", "row groups")
+CHOICES = (DENSE, "trimmed", "components", "block-triangular", "co-clusters", "row groups")
 
 
 @dataclass(frozen=True, eq=False)

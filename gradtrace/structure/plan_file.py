@@ -20,7 +20,8 @@ from gradtrace.structure.sub_operator import SubOperator
 __all__ = ["FORMAT", "KIND", "read_plan", "write_plan"]
 
 KIND = "gradtrace plan"
-FORMAT = "1.0"
+FORMAT = "1.1"
+_READABLE = ("1.0", FORMAT)  # 1.1 has more choices: "block-triangular" and "co-clusters"
 _LARGEST = 2**36
 _FIELDS = ("choice", "mask", "sub_operators", "predicted", "dense", "measured", "reason")
 
@@ -56,10 +57,10 @@ def read_plan(path: str | PathLike[str]) -> Plan:
         raise UnreadableFileError(
             f"'{path}' is not a plan", expected=f'"kind": "{KIND}"', remedy="write plans with Plan.save"
         )
-    if document.get("format") != FORMAT:
+    if document.get("format") not in _READABLE:
         raise UnsupportedFormatError(
             f"plan '{path}' has an unknown format",
-            expected=FORMAT,
+            expected=" or ".join(_READABLE),
             got=repr(document.get("format"))[:40],
             remedy="read it with the version of gradtrace that wrote it, or plan again",
         )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.structure.components import components
+from gradtrace.structure.candidates import Candidate, candidates
 from gradtrace.structure.cost import CostTable
 from gradtrace.structure.plan import DENSE, LayerPlan
-from gradtrace.structure.row_groups import identical_rows, row_groups
-from gradtrace.structure.sub_operator import SubOperator
-from gradtrace.structure.trimmed import trimmed
 
 __all__ = ["MARGIN", "Candidate", "Confirm", "candidates", "plan_layer"]
 
@@ -26,37 +23,13 @@ PROMISING = 0.7
 WORTHWHILE = 1.05
 """A measurement has to beat dense by this factor: below it, what is gained does not pay for the change."""
 
-_GROUP_SIZES = (64, 128, 256)
 _TIE = 0.98
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One way to run a layer: the kind that a plan records, its words for a reader, and the sub-operators."""
-
-    choice: str
-    words: str
-    sub_operators: tuple[SubOperator, ...]
+_MEASURED = 3  # candidates, at most
+_CLOSE = 1.25  # times the best prediction, up to which a candidate is measured as well
 
 
 Confirm = Callable[[Candidate], tuple[float, float]]
 """Measures a candidate beside the dense layer: (dense seconds, candidate seconds)."""
-
-
-def candidates(mask: NDArray[np.bool_]) -> Iterator[Candidate]:
-    """Every kind of sub-operators that covers `mask` (outputs, inputs), the simplest first."""
-    yield Candidate("trimmed", "dead rows and columns removed", trimmed(mask))
-    blocks = components(mask)
-    if len(blocks) > 1:
-        yield Candidate("components", f"{len(blocks)} exact blocks", blocks)
-    live = int(mask.any(axis=1).sum())
-    identical = identical_rows(mask)
-    # With hardly two rows alike this is one product per row, and as many objects: no candidate.
-    if 1 < len(identical) <= max(live // 4, 2):
-        yield Candidate("row groups", f"{len(identical)} groups of identical rows", identical)
-    for size in _GROUP_SIZES:
-        if live > size:
-            yield Candidate("row groups", f"row groups of {size}", row_groups(mask, size))
 
 
 def plan_layer(
@@ -66,11 +39,13 @@ def plan_layer(
 
     With `refuse`, a layer stays dense whose best candidate is not predicted to be `MARGIN` times as fast as
     dense; or, where `confirm` can measure it, is not even predicted to be `PROMISING`, or is not measured
-    to be `WORTHWHILE`. Without, the best is taken anyway.
+    to be `WORTHWHILE`. Without, the best is taken anyway. Candidates whose predictions are close to the best
+    one are measured too, and the measurement decides between them.
     """
     out_features, in_features = mask.shape
     dense = cost.predict_dense(in_features, out_features) if mask.size else 0.0
-    predicted, best = _fastest(mask, cost)
+    ranked = _ranked(mask, cost)
+    predicted, best = ranked[0]
     said = f"{best.words}: predicted {_beside(dense, predicted)}"
     # What multiplies as much as dense does cannot be faster, only mismeasured.
     needed = MARGIN if confirm is None or _work(best) >= mask.size else PROMISING
@@ -78,7 +53,17 @@ def plan_layer(
         return _stays_dense(mask, dense, said, needed)
     if confirm is None:
         return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, None, said)
+    chosen = predicted
     dense_seconds, seconds = confirm(best)
+    for other_predicted, other in ranked[1:_MEASURED]:
+        if other_predicted > predicted * _CLOSE:
+            break
+        other_dense, other_seconds = confirm(other)
+        if other_dense * seconds > dense_seconds * other_seconds:
+            best, dense_seconds, seconds = other, other_dense, other_seconds
+            said = f"{best.words}: predicted {_beside(dense, other_predicted)}"
+            chosen = other_predicted
+    predicted = chosen
     said = f"{said}; measured {_beside(dense_seconds, seconds)}"
     if refuse and seconds * WORTHWHILE > dense_seconds:
         return _stays_dense(mask, dense, said, WORTHWHILE)
@@ -90,16 +75,19 @@ def _stays_dense(mask: NDArray[np.bool_], seconds: float, said: str, needed: flo
     return LayerPlan(DENSE, (), mask, seconds, seconds, None, reason)
 
 
-def _fastest(mask: NDArray[np.bool_], cost: CostTable) -> tuple[float, Candidate]:
-    found = candidates(mask)
-    best = next(found)
-    least = cost.predict_sub_operators(best.sub_operators, mask.shape[1], len(mask))
-    for candidate in found:
+def _ranked(mask: NDArray[np.bool_], cost: CostTable) -> list[tuple[float, Candidate]]:
+    """The candidates with their predicted seconds, fastest first."""
+    found: list[tuple[float, Candidate]] = []
+    for candidate in candidates(mask):
         seconds = cost.predict_sub_operators(candidate.sub_operators, mask.shape[1], len(mask))
+        found.append((seconds, candidate))
+    best = found[0]
+    for one in found[1:]:
         # A form with more pieces has to promise more than a tie.
-        if seconds < least * _TIE:
-            least, best = seconds, candidate
-    return least, best
+        if one[0] < best[0] * _TIE:
+            best = one
+    others = sorted((one for one in found if one is not best), key=itemgetter(0))
+    return [best, *others]
 
 
 def _work(candidate: Candidate) -> int:

@@ -90,7 +90,7 @@ def test_the_plan_says_where_it_came_from_and_survives_the_disk(
         "cpu",
         "float32",
     )
-    assert json.loads((tmp_path / "plan.json").read_text())["format"] == "1.0"
+    assert json.loads((tmp_path / "plan.json").read_text())["format"] == "1.1"
 
 
 @pytest.mark.parametrize("tokens", [0, -1, 1.5, True, "512"])

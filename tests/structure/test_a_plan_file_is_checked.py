@@ -23,6 +23,7 @@ from gradtrace.errors import (
     UnreadableFileError,
     UnsupportedFormatError,
 )
+from gradtrace.structure.coclusters import coclusters
 from gradtrace.structure.components import components
 from gradtrace.structure.plan import CHOICES, LayerPlan, Plan
 from gradtrace.structure.row_groups import row_groups
@@ -48,6 +49,8 @@ def layer_plans(draw: st.DrawFn) -> LayerPlan:
         "dense": lambda mask: (),
         "trimmed": trimmed,
         "components": components,
+        "block-triangular": lambda mask: row_groups(mask, 3),  # any cover will do
+        "co-clusters": lambda mask: coclusters(mask, 2).covering(mask),
         "row groups": lambda mask: row_groups(mask, 2),
     }
     seconds = st.floats(0, 1e6)
@@ -226,7 +229,11 @@ EDITS: dict[str, tuple[Edit, type[GradtraceError], str]] = {
         "net.0.*expected an object",
     ),
     "layers that are a list": (lambda d: d.update(layers=[]), UnreadableFileError, '"layers"'),
-    "a newer format": (lambda d: d.update(format="2.0"), UnsupportedFormatError, "expected 1.0, got '2.0'"),
+    "a newer format": (
+        lambda d: d.update(format="2.0"),
+        UnsupportedFormatError,
+        "1.0 or 1.1, got '2.0'",
+    ),
     "no format": (lambda d: d.pop("format"), UnsupportedFormatError, "unknown format"),
     "another kind of file": (lambda d: d.update(kind="recipe"), UnreadableFileError, "is not a plan"),
 }
@@ -331,3 +338,13 @@ def test_blocks_may_overlap_where_the_mask_drops() -> None:
     mask = np.array([[1, 0], [0, 1]], dtype=np.bool_)
     parts = (SubOperator(np.array([0, 1]), np.array([0])), SubOperator(np.array([1]), np.array([0, 1])))
     assert LayerPlan("components", parts, mask, 0.0, 0.0, None, "").weights == 4
+
+
+def test_a_plan_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    small_plan().save(path)
+    document = json.loads(path.read_text())
+    assert document["format"] == "1.1"
+    document["format"] = "1.0"
+    path.write_text(json.dumps(document))
+    assert list(Plan.load(path)) == list(small_plan())

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gradtrace.structure.cost import CostTable
 from gradtrace.structure.plan import DENSE, LayerPlan
 from gradtrace.structure.planner import MARGIN, Candidate, candidates, plan_layer
 
+Mask = NDArray[np.bool_]
 SIZES = (1, 4096)
 
 
@@ -104,7 +106,62 @@ def test_a_candidate_measured_faster_is_taken_and_its_speed_kept() -> None:
     planned = plan_layer(blocks(), table(), confirm=confirm)
     assert planned.choice == "components"
     assert planned.measured == 1.5
-    assert [candidate.sub_operators for candidate in seen] == [planned.sub_operators]
+    assert seen[0].sub_operators == planned.sub_operators
+
+
+def test_measurements_decide_between_candidates_whose_predictions_are_close() -> None:
+    mask = random_mask(0.02)
+
+    def confirm(candidate: Candidate) -> tuple[float, float]:
+        return 3e-3, 1e-3 if candidate.words == "row groups of 16" else 2e-3
+
+    slow = table(per_sub_operator=5e-7)
+    first = plan_layer(mask, slow)
+    assert "row groups of 16 by similarity" in first.reason
+    planned = plan_layer(mask, slow, confirm=confirm)
+    assert planned.reason.startswith("row groups of 16: predicted")
+    assert planned.measured == 3
+    assert first.predicted < planned.predicted < 1.25 * first.predicted
+
+
+def sizes(mask: Mask) -> dict[str, int]:
+    """Weights of the candidates, by the words for them."""
+    return {
+        one.words: LayerPlan(one.choice, one.sub_operators, mask, 0.0, 0.0, None, "").weights
+        for one in candidates(mask)
+    }
+
+
+def test_a_hidden_triangle_is_a_candidate() -> None:
+    place = np.random.default_rng(0).permutation(512)
+    mask = np.tril(random_mask(0.2, (512, 512))) | np.eye(512, dtype=np.bool_)
+    found = sizes(mask[place][:, place])
+    assert found["a triangle of 8 blocks"] < 0.6 * mask.size
+    assert found["row groups of 64"] > 0.9 * mask.size
+
+
+def test_blocks_that_a_few_outputs_glue_together_are_candidates_with_what_lies_between() -> None:
+    mask = blocks() & random_mask(0.5)
+    mask[7] = True
+    found = sizes(mask)
+    assert "4 exact blocks" not in found
+    assert found["4 blocks and what lies between them"] == mask.size // 4 + 384 - 96
+    assert found["row groups of 64"] == mask.size
+
+
+def test_groups_of_similar_rows_are_candidates_where_natural_order_hides_them() -> None:
+    generator = np.random.default_rng(0)
+    supports = random_mask(0.3, (8, 384))
+    mask = supports[generator.permutation(np.repeat(np.arange(8), 64))]
+    mask |= generator.random(mask.shape) < 0.002  # and hardly two rows alike
+    found = sizes(mask)
+    assert found["row groups of 64 by similarity"] < 0.5 * found["row groups of 64"]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_where_nothing_is_to_be_found_searches_find_nothing(density: float) -> None:
+    assert not any("similarity" in words and "64" in words for words in sizes(random_mask(density)))
+    assert not any("between" in words for words in sizes(random_mask(density)))
 
 
 def test_a_candidate_predicted_a_little_slower_is_measured_and_the_measurement_decides() -> None:
