@@ -140,14 +140,17 @@ def measure(trainings: dict[str, Training], steps: int, times: dict[str, Times])
         yield f"commits: {name}"
 
 
-def in_calls(own: Times, share: float, entry_steps: int) -> float:
-    """The part of a step that is spent on recording, by what was timed in the same seconds."""
+def in_calls(own: Times, share: float, entry_steps: int) -> tuple[float, float]:
+    """The part of a step that is spent on recording, by what was timed in the same seconds.
+
+    The second figure is the part of it that goes into the steps watched below the step.
+    """
     blocks = [slice(begin, begin + BLOCK) for begin in range(0, len(own.steps) - BLOCK + 1, BLOCK)]
     rest = [sum(own.steps[part]) - sum(own.calls[part]) for part in blocks]
     calls = median(sum(own.calls[part]) / left for part, left in zip(blocks, rest, strict=True))
     bare = median(rest) / BLOCK
     watched = share * median(own.extra) / bare if own.extra else 0.0
-    return calls + watched + median(own.commits) / entry_steps / bare
+    return calls + watched + median(own.commits) / entry_steps / bare, watched
 
 
 def whole_steps(own: Sequence[float], none: Sequence[float]) -> tuple[float, list[float]]:
@@ -166,6 +169,7 @@ def rows_of(trainings: dict[str, Training], times: dict[str, Times]) -> list[dic
         own, watch = times[name], training.watch
         commits = median(own.commits) / watch.entry_steps if own.commits else 0.0
         share = watch.watched_share()
+        calls, below = in_calls(own, share, watch.entry_steps) if own.commits else (None, None)
         whole, interval = whole_steps(own.steps, times["none"].steps)
         rows.append(
             {
@@ -173,7 +177,8 @@ def rows_of(trainings: dict[str, Training], times: dict[str, Times]) -> list[dic
                 "label": WATCHERS[name].label,
                 "steps": len(own.steps),
                 "step_seconds": fmean(own.steps),
-                "in_calls": in_calls(own, share, watch.entry_steps) if own.commits else None,
+                "in_calls": calls,
+                "below_the_step": below if own.extra else None,
                 "whole_steps": whole,
                 "interval": interval,
                 "watched_share": share,
@@ -187,7 +192,7 @@ def rows_of(trainings: dict[str, Training], times: dict[str, Times]) -> list[dic
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="cost of a step, as a share of the same step with no recorder")
-    for heading in ("watched by", "ms a step", "in calls", "whole steps", "95 %", "aim"):
+    for heading in ("watched by", "ms a step", "in calls", "of it below", "whole steps", "95 %", "aim"):
         first = heading == "watched by"
         table.add_column(heading, justify="left" if first else "right", min_width=22 if first else None)
     for row in rows:
@@ -197,6 +202,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             row["label"],
             f"{row['step_seconds'] * 1e3:.1f}",
             "" if calls is None else f"{calls:.2%}",
+            "" if row["below_the_step"] is None else f"{row['below_the_step']:.2%}",
             "" if none else f"{row['whole_steps']:+.1%}",
             "" if none else f"{low:+.1%} .. {high:+.1%}",
             "" if aim is None else f"{aim:.1%}" + (" (missed)" if calls is None or calls > aim else ""),
@@ -230,6 +236,10 @@ def main(
     A first look takes a minute or two:
 
       python benchmarks/overhead.py --steps 64 --only default,plain
+
+    Evidence below the step alone, beside no recorder and the default one:
+
+      python benchmarks/overhead.py --only default,below,samples --out benchmarks/results/overhead_below.json
     """
     console = Console()
     if threads:

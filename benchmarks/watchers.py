@@ -170,6 +170,12 @@ WATCHERS = {
     "none": Kind("no recorder", nothing),
     "default": Kind("gradtrace, compiled pass", recorder(), target=0.010),
     "plain": Kind("gradtrace, plain torch", plain_recorder, target=0.030),
+    "below": Kind(
+        "gradtrace, positions at every 16th step", recorder(below="positions", below_every=16), target=0.030
+    ),
+    "samples": Kind(
+        "gradtrace, samples at every 16th step", recorder(below="samples", below_every=16), target=0.030
+    ),
     "budget": Kind(
         "gradtrace, everything, overhead=0.01", recorder(overhead=0.01, below=EVERYTHING), target=0.013
     ),

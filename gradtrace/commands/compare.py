@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from gradtrace.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from gradtrace.comparison.comparison import Comparison
+    from gradtrace.evidence.undertrained import RowUse
     from gradtrace.ledger.reader import Ledger
 
 __all__ = ["compare"]
@@ -179,5 +181,18 @@ def _write(page: Path, found: Comparison, first: Ledger, warnings: tuple[str, ..
         grown = None
     figures = page.with_suffix(".json")
     found.save(figures)
-    told = comparison_page(found, grown, warnings=warnings, json_name=figures.name)
+    told = comparison_page(found, grown, tokens=_tokens(first), warnings=warnings, json_name=figures.name)
     write_whole(page, render(told).encode(), "page")
+
+
+def _tokens(ledger: Ledger) -> list[RowUse]:
+    """The use of each embedding's rows, of those that the ledger can tell it of."""
+    import gradtrace as gt
+    from gradtrace.errors import UnknownNameError, UnsupportedError
+    from gradtrace.evidence.undertrained import embeddings
+
+    found = []
+    for name in embeddings(ledger):
+        with suppress(UnknownNameError, UnsupportedError):  # tied to a head, or nothing counted
+            found.append(gt.undertrained(ledger, name))
+    return found

@@ -17,7 +17,7 @@ from gradtrace.commands.options import (
     Validate,
     WeightsPath,
 )
-from gradtrace.commands.output import show
+from gradtrace.commands.output import progress, show
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,16 +72,18 @@ def explain(
         named_target(validate, "--validate")
     opened = gt.Ledger.open(ledger)
     arrays, built = given_weights(weights, model)
-    found = gt.explain(
-        opened,
-        arrays if built is None else built,
-        density,
-        by=by or DEFAULT,
-        test=test,
-        method=method,  # type: ignore[arg-type]  # checked where it is used
-        q=q,
-        granularity=granularity,
-    )
+    with progress(sum(len(one.shape) >= 2 for one in opened.values())) as step:
+        found = gt.explain(
+            opened,
+            arrays if built is None else built,
+            density,
+            by=by or DEFAULT,
+            test=test,
+            method=method,  # type: ignore[arg-type]  # checked where it is used
+            q=q,
+            granularity=granularity,
+            step=step,
+        )
     arms = {} if built is None or validate is None else _arms(built, found.mask, opened, validate)
     if mask_out is not None:
         found.mask.save(mask_out)

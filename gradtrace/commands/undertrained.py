@@ -35,7 +35,7 @@ def undertrained(
     """
     import gradtrace as gt
     from gradtrace.evidence.undertrained import embeddings
-    from gradtrace.report.undertrained_section import undertrained_lines, undertrained_table
+    from gradtrace.report.undertrained_section import rarely_table, undertrained_lines, undertrained_table
 
     opened = gt.Ledger.open(ledger)
     names = tuple(dict.fromkeys(embedding or embeddings(opened)))
@@ -51,7 +51,9 @@ def undertrained(
         _write_page(opened, uses, page)
     data = {"ledger": str(ledger), "embeddings": [use.to_json() for use in uses], "refused": refused}
     lines = (*undertrained_lines(uses), *refused)
-    show(as_json, data, undertrained_table(uses), lines=lines)
+    rarely = rarely_table(uses)
+    tables = (undertrained_table(uses),) if rarely is None else (undertrained_table(uses), rarely)
+    show(as_json, data, *tables, lines=lines)
 
 
 def _uses(ledger: Ledger, names: tuple[str, ...], rare: float) -> tuple[list[RowUse], list[str]]:

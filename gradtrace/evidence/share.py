@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtrace.errors import GradtraceError
 from gradtrace.evidence.confirm import METHODS
 from gradtrace.evidence.criterion import criterion
 from gradtrace.evidence.definition import Study
@@ -68,30 +69,37 @@ def _answers(share: Share) -> Iterator[Answer]:
     score_needs, score_of = gathering_of(by, study, asked.options)
     test_needs, test_of = gathering_of(test, study, {})
     needs = tuple(dict.fromkeys((*test_needs, *score_needs, "events")))
-    for name, part, totals in _blocks(ledger, names, needs):
-        size = math.prod(study.record(name).shape)
-        if part.start == 0:
-            scoring, testing = score_of(name), test_of(name)
-            supported = np.empty(size, np.bool_)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
-            scoring.add(part, totals)
-            testing.add(part, totals)
-        np.greater(totals["events"], 0, out=supported[part])
-        if part.stop == size:
-            with np.errstate(over="ignore", invalid="ignore"):
-                tested = testing.finding()
-                check_scores(name, tested.score, test.name)
-                evidence: Any = tested.evalue if asked.method == "e-bh" else tested.pvalue
-                learned = METHODS[asked.method](evidence, asked.q)
-                del tested, testing
-                scores = scoring.finding().score
-                del scoring
-            check_scores(name, scores, by.name)
-            if asked.density is None or asked.scope == "global":
-                matters = scores > 0
-            else:
-                matters = best_of(scores, asked.density, asked.scope, asked.granularity)
-            yield Answer(name, np.packbits(matters), np.packbits(learned), np.packbits(supported))
+    blocks = _blocks(ledger, names, needs)
+    try:
+        for name, part, totals in blocks:
+            size = math.prod(study.record(name).shape)
+            if part.start == 0:
+                scoring, testing = score_of(name), test_of(name)
+                supported = np.empty(size, np.bool_)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
+                scoring.add(part, totals)
+                testing.add(part, totals)
+            np.greater(totals["events"], 0, out=supported[part])
+            if part.stop == size:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    tested = testing.finding()
+                    check_scores(name, tested.score, test.name)
+                    evidence: Any = tested.evalue if asked.method == "e-bh" else tested.pvalue
+                    learned = METHODS[asked.method](evidence, asked.q)
+                    del tested, testing
+                    scores = scoring.finding().score
+                    del scoring
+                check_scores(name, scores, by.name)
+                if asked.density is None or asked.scope == "global":
+                    matters = scores > 0
+                else:
+                    matters = best_of(scores, asked.density, asked.scope, asked.granularity)
+                yield Answer(name, np.packbits(matters), np.packbits(learned), np.packbits(supported))
+    except GradtraceError:
+        # That a chunk is damaged is seen at its end: then nothing of what was made of it is worth a word.
+        for _ in blocks:
+            pass
+        raise
 
 
 def _blocks(

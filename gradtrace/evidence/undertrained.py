@@ -43,6 +43,7 @@ class RowUse:
         first: int64, step at which the first entry with a use ended; -1 where never.
         last: int64, step at which the last entry with a use ended; -1 where never.
         rare: a row used less often than this share of `steps` is rarely used.
+        entries: the steps [begin, end) of each entry, within which a first or last use is known to lie.
     """
 
     name: str
@@ -53,6 +54,12 @@ class RowUse:
     first: Counts
     last: Counts
     rare: float
+    entries: tuple[tuple[int, int], ...] = ()
+
+    def entry_of(self, end: int) -> tuple[int, int, int] | None:
+        """(number, begin, end) of the entry that ended at a step of `first` or `last`; None for -1."""
+        spans = enumerate(self.entries)
+        return next(((number, *span) for number, span in spans if span[1] == end), None)
 
     @property
     def never(self) -> NDArray[np.bool_]:
@@ -70,7 +77,15 @@ class RowUse:
         return self.counted == "events" and self.steps > 0 and bool((self.uses == self.steps).all())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; rows by number, those rarely used with their figures."""
+        """Plain lists and numbers; rows by number, those rarely used with their figures.
+
+        `first_entry` and `last_entry`: its number, and the steps from and up to which it goes.
+        """
+
+        def entry(end: int) -> dict[str, int] | None:
+            found = self.entry_of(end)
+            return None if found is None else dict(zip(("entry", "begin", "end"), found, strict=True))
+
         return {
             "name": self.name,
             "counted": self.counted,
@@ -82,6 +97,7 @@ class RowUse:
             "rarely": [
                 {"row": int(row), "uses": int(self.uses[row])}
                 | {"first": int(self.first[row]), "last": int(self.last[row])}
+                | {"first_entry": entry(int(self.first[row])), "last_entry": entry(int(self.last[row]))}
                 for row in np.flatnonzero(self.rarely)
             ],
         }
@@ -140,6 +156,7 @@ def undertrained(ledger: Ledger, name: str, *, rare: float = 0.01, by: Counted |
         first,
         last,
         share,
+        tuple((entry.begin, entry.end) for entry in ledger.entries),
     )
 
 

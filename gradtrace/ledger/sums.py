@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradtrace.errors import CorruptLedgerError, StateError, StorageError
-from gradtrace.ledger.adding import add_chunk, entry_array, total_dtype
+from gradtrace.ledger.adding import (
+    SIDE_BY_SIDE,
+    add_chunk,
+    added_pieces,
+    entry_array,
+    piece_elements,
+    total_dtype,
+)
 from gradtrace.ledger.array_format import chunk_elements
 from gradtrace.ledger.array_reader import StoredArray
 from gradtrace.ledger.chunk_memory import ChunkMemory
@@ -103,25 +110,32 @@ class Sums:
         """Return the length of the flat arrays that hold the place."""
         return self._layouts[place.layout].layout.size(place.rank, None)
 
-    def summed_dtype(self, place: Place, accumulator: str | None) -> np.dtype[Any]:
-        """Return the dtype that holds the totals of the place's flat arrays: of one entry, the stored one.
+    def pieces(
+        self, place: Place, accumulator: str | None
+    ) -> Callable[[int], Generator[np.ndarray[Any, Any]]]:
+        """Return what yields the total of a chunk of the place's flat arrays, piece by piece.
 
-        None in the accumulator's place, here and below, stands for the opening balance.
+        Of the dtype of the stored ones where there is one entry; None in the accumulator's place stands for
+        the opening balance. A piece is good until the next one, and to be relied on once the last is there.
         """
-        if accumulator is None:
-            return np.dtype(np.float32)
-        single = len(self._commits[place.layout]) == 1
-        return np.dtype(KNOWN[accumulator] if single else total_dtype(accumulator))
+        size, commits = self.rank_size(place), self._commits[place.layout]
+        arrays = cache(partial(self._arrays, place.layout, place.rank, accumulator, size))
+        kind: np.dtype[Any] = np.dtype(np.float32)
+        if accumulator is not None:
+            kind = np.dtype(KNOWN[accumulator] if len(commits) == 1 else total_dtype(accumulator))
+        length = chunk_elements(size)
 
-    def filling(self, place: Place, accumulator: str | None) -> Callable[[int, np.ndarray[Any, Any]], None]:
-        """Return what sets an array of `summed_dtype` to the total of a chunk of the place's flat arrays."""
-        arrays = cache(partial(self._arrays, place.layout, place.rank, accumulator, self.rank_size(place)))
+        def pieces(chunk: int) -> Generator[np.ndarray[Any, Any]]:
+            with self._lasting(commits):
+                if len(arrays()) <= SIDE_BY_SIDE:
+                    yield from added_pieces(arrays(), chunk, kind)
+                    return
+                whole = np.empty(min(length, size - chunk * length), kind)
+                add_chunk(arrays(), chunk, whole)
+            for first in range(0, whole.size, piece_elements()):
+                yield whole[first : first + piece_elements()]
 
-        def fill(chunk: int, out: np.ndarray[Any, Any]) -> None:
-            with self._lasting(self._commits[place.layout]):
-                add_chunk(arrays(), chunk, out)
-
-        return fill
+        return pieces
 
     def opening(self, layout: int, index: int) -> np.ndarray[Any, Any]:
         """Return the float32 weights with which `layout` began, in the parameter's shape."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -44,8 +45,9 @@ class Block(NamedTuple):
 def walk(sums: Sums, records: Iterable[ParameterRecord], accumulators: Sequence[str]) -> Iterator[Block]:
     """Yield the totals of every parameter, in order, in one block or more; float64 or int64, opening float32.
 
-    Parameters that follow each other on disk are read as one run: each chunk once, with one chunk of every
-    accumulator in memory. One without a place, spread over ranks or layouts, is read as a whole.
+    Parameters that follow each other on disk are read as one run: each chunk once, with a piece of every
+    accumulator in memory. What was yielded of a chunk may be relied on once the walk has gone beyond it. One
+    without a place, spread over ranks or layouts, is read as a whole.
 
     Raises:
         CorruptLedgerError: stored data is lost or altered. What was yielded of the chunk is not to be used.
@@ -75,10 +77,7 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
     first = run[0][1]
     size = sums.rank_size(first)
     length = chunk_elements(size)
-    stored = {one: None if one == OPENING else one for one in accumulators}
-    fills = {one: sums.filling(first, name) for one, name in stored.items()}
-    kinds = {one: sums.summed_dtype(first, name) for one, name in stored.items()}
-    memory = {one: np.empty(min(length, size), kind) for one, kind in kinds.items()}
+    sources = {one: sums.pieces(first, None if one == OPENING else one) for one in accumulators}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="gradtrace-read") as pool:
         for chunk in range(first.begin // length, -(-run[-1][1].end // length)):
             begin, end = chunk * length, min((chunk + 1) * length, size)
@@ -86,19 +85,40 @@ def _run(sums: Sums, run: Sequence[tuple[str, Place]], accumulators: Sequence[st
             if not here:
                 continue
             try:
-                for _ in pool.map(lambda one: fills[one](chunk, memory[one][: end - begin]), fills):  # noqa: B023
-                    pass
+                with ExitStack() as stack:
+                    streams = [stack.enter_context(closing(pieces(chunk))) for pieces in sources.values()]
+                    for one in _side_by_side(pool, streams):
+                        yield from _blocks(here, begin, dict(zip(sources, one, strict=True)))
+                        begin += one[0].size
             except CorruptLedgerError as error:
                 raise CorruptLedgerError(f"parameter {here[0][0]!r}: {error.message}") from error
-            for name, place in here:
-                for part in _parts(max(place.begin, begin), min(place.end, end)):
-                    own = slice(part.start - place.begin, part.stop - place.begin)
-                    at = slice(part.start - begin, part.stop - begin)
-                    totals = {
-                        one: whole[at] if one == OPENING else whole[at].astype(total_dtype(one), copy=False)
-                        for one, whole in memory.items()
-                    }
-                    yield Block(name, own, totals)
+
+
+def _side_by_side(pool: Executor, streams: Sequence[Generator[Array]]) -> Iterator[list[Array]]:
+    """The next piece of every stream, read on threads, until all have come to their end."""
+    while True:
+        reading = [pool.submit(next, stream, None) for stream in streams]
+        wait(reading)  # also where one fails: a generator at work cannot be closed
+        found = [one for future in reading if (one := future.result()) is not None]
+        if not found:
+            return
+        yield found
+
+
+def _blocks(run: Sequence[tuple[str, Place]], begin: int, pieces: Mapping[str, Array]) -> Iterator[Block]:
+    """The blocks of the parameters that lie in pieces from `begin` on."""
+    end = begin + next(iter(pieces.values())).size
+    for name, place in run:
+        if place.begin >= end or begin >= place.end:
+            continue
+        for part in _parts(max(place.begin, begin), min(place.end, end)):
+            own = slice(part.start - place.begin, part.stop - place.begin)
+            at = slice(part.start - begin, part.stop - begin)
+            totals = {
+                one: piece[at] if one == OPENING else piece[at].astype(total_dtype(one), copy=False)
+                for one, piece in pieces.items()
+            }
+            yield Block(name, own, totals)
 
 
 def _parts(begin: int, end: int) -> Iterator[slice]:

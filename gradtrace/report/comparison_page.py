@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gradtrace import __version__
 from gradtrace.comparison.comparison import Comparison
 from gradtrace.comparison.summary import area_lines, best_lines, control_lines, left_out_lines, shown_density
 from gradtrace.evidence.growth import Growth
 from gradtrace.evidence.span_shares import SpanShares
+from gradtrace.evidence.undertrained import RowUse
 from gradtrace.report.agreement_plot import agreement_plot
 from gradtrace.report.area_plot import area_plot
 from gradtrace.report.comparison_tables import (
@@ -25,6 +28,7 @@ from gradtrace.report.learned_tables import growth_table, span_table
 from gradtrace.report.page import Page, Picture, Section
 from gradtrace.report.quality_plot import quality_plot
 from gradtrace.report.tables import agreement_table
+from gradtrace.report.undertrained_section import undertrained_section
 
 __all__ = [
     "agreement_section",
@@ -41,13 +45,15 @@ def comparison_page(
     comparison: Comparison,
     growth: tuple[Growth, SpanShares] | None = None,
     *,
+    tokens: Sequence[RowUse] = (),
     ylabel: str = "quality",
     warnings: tuple[str, ...] = (),
     json_name: str = "",
 ) -> Page:
     """The page of a comparison; `growth` is of one of its runs, `json_name` the file with the figures.
 
-    `warnings`: what decoys say of the tests' null in these runs.
+    `tokens`: how much the rows of that run's embeddings were used. `warnings`: what decoys say of the tests'
+    null in these runs.
     """
     runs = len(comparison.runs)
     facts = [("runs", f"{runs}"), ("criteria beside controls", f"{_plain(comparison)}")]
@@ -63,6 +69,8 @@ def comparison_page(
         sections = (Section("Is the null right?", (words,), findings=warnings), *sections)
     if growth is not None:
         sections += (growth_section(*growth),)
+    if tokens:
+        sections += (undertrained_section(tokens),)
     behind = f" All figures are in {json_name}." if json_name else ""
     return Page(
         title="Which criterion keeps the right weights?",

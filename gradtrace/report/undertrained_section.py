@@ -12,7 +12,7 @@ from gradtrace.report.page import Picture, Section
 from gradtrace.report.table import Table
 from gradtrace.report.undertrained_plot import undertrained_plot
 
-__all__ = ["undertrained_lines", "undertrained_section", "undertrained_table"]
+__all__ = ["rarely_table", "undertrained_lines", "undertrained_section", "undertrained_table"]
 
 _SHOWN = 24
 _WORDS = (
@@ -35,6 +35,28 @@ def undertrained_table(uses: Sequence[RowUse]) -> Table:
         for use in uses
     )
     return Table("Rows of embeddings", ("embedding", "rows", "never used", "rarely used", "steps"), rows)
+
+
+def rarely_table(uses: Sequence[RowUse]) -> Table | None:
+    """The rows used least but not never, with the steps of first and last use; None where there are none."""
+    rows: list[tuple[str, ...]] = []
+    for use in uses:
+        found = np.flatnonzero(use.rarely)
+        for row in found[np.argsort(use.uses[found], kind="stable")][:_SHOWN]:
+            first, last = (_entry(use, int(ends[row])) for ends in (use.first, use.last))
+            rows.append((use.name, f"{row}", f"{use.uses[row]:,}", *first, *last))
+    if not rows:
+        return None
+    columns = ("embedding", "row", "uses", "first in steps", "entry", "last in steps", "entry")
+    note = (
+        f"The least used first, up to {_SHOWN} an embedding. Uses are added up by entry, of the steps told."
+    )
+    return Table("Rarely used rows", columns, tuple(rows), note)
+
+
+def _entry(use: RowUse, end: int) -> tuple[str, str]:
+    found = use.entry_of(end)
+    return ("-", "-") if found is None else (f"{found[1]:,}-{found[2] - 1:,}", f"{found[0]}")
 
 
 def undertrained_lines(uses: Sequence[RowUse]) -> tuple[str, ...]:
@@ -68,11 +90,12 @@ def undertrained_section(uses: Sequence[RowUse]) -> Section:
         )
         for use in uses
     )
+    rarely = rarely_table(uses)
     return Section(
         "Tokens that training hardly saw",
         (_WORDS,),
         pictures,
-        (undertrained_table(uses),),
+        (undertrained_table(uses), *(() if rarely is None else (rarely,))),
         undertrained_lines(uses),
     )
 

@@ -21,15 +21,17 @@ def test_overhead_times_watchers_in_turns(
     for name, value in {"BLOCK": 2, "LEAD": 2, "WIDTH": 16, "ROWS": 1, "COMMITS": 1, "PAIRS": 1}.items():
         monkeypatch.setattr(overhead, name, value)
     out = tmp_path / "results" / "overhead.json"
-    overhead.main(steps=4, only="default,plain,budget", threads=0, out=out)
+    overhead.main(steps=4, only="default,plain,below,budget", threads=0, out=out)
     figures = json.loads(out.read_text())
     rows = {row["watcher"]: row for row in figures["rows"]}
-    assert list(rows) == ["none", "default", "plain", "budget"]
+    assert list(rows) == ["none", "default", "plain", "below", "budget"]
     assert all(len(times["steps"]) == len(times["calls"]) == 4 for times in figures["seconds"].values())
     assert rows["none"]["in_calls"] is None
     assert all(rows[name]["in_calls"] > 0 for name in ("default", "plain"))
-    assert [len(figures["seconds"][name]["commits"]) for name in rows] == [0, 1, 1, 1]
-    assert [len(figures["seconds"][name]["extra"]) for name in rows] == [0, 0, 0, 1]
+    assert [len(figures["seconds"][name]["commits"]) for name in rows] == [0, 1, 1, 1, 1]
+    assert [len(figures["seconds"][name]["extra"]) for name in rows] == [0, 0, 0, 1, 1]
+    assert [row["below_the_step"] is None for row in rows.values()] == [True, True, True, False, False]
+    assert rows["below"]["watched_share"] == 1 / 16
     assert "cost of a step" in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import gradtrace as gt
-from gradtrace.errors import InvalidValueError, StateError, UnreadableFileError
+from gradtrace.errors import CorruptLedgerError, InvalidValueError, StateError, UnreadableFileError
 from gradtrace.evidence import answering
 from gradtrace.evidence.executing import on_processes
 from gradtrace.evidence.explain import Explanation, Reason, explain
@@ -187,6 +187,16 @@ def test_processes_of_our_own_do_not_run_a_script_again(stored: Any) -> None:
     assert (path.parent / "ran").read_text() == "once "
     expected = explain(gt.Ledger.open(path), weights, 0.3).mask
     assert gt.Mask.load(path.parent / "mask.safetensors") == expected
+
+
+def test_a_damaged_chunk_is_called_that_whatever_its_sums_look_like(stored: Any) -> None:
+    path, weights = stored
+    chunk = path / "entries/000000000000-000000000020-0000/rank-0000/grad_sum/c/0"
+    raw = bytearray(chunk.read_bytes())
+    raw[:4] = np.array([np.nan], "<f4").tobytes()
+    chunk.write_bytes(raw)
+    with pytest.raises(CorruptLedgerError, match=r"entry 0-20 .*grad_sum: chunk 0 is altered"):
+        explain(gt.Ledger.open(path), weights, 0.3)
 
 
 def test_a_process_that_dies_is_one_clear_error() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ import gradtrace as gt
 from gradtrace.cli import app
 from gradtrace.errors import InvalidValueError, UnknownNameError, UnsupportedError
 from gradtrace.evidence.undertrained import embeddings
-from gradtrace.report.undertrained_section import undertrained_lines, undertrained_section
+from gradtrace.report.undertrained_section import rarely_table, undertrained_lines, undertrained_section
 
 STEPS, ROWS = 24, 12
 
@@ -156,6 +157,38 @@ def test_the_command_writes_json_and_a_page_and_one_refused_does_not_hide_the_ot
     alone = CliRunner().invoke(app, ["undertrained", tied.path, "--embedding", "embed.weight"])
     assert alone.exit_code == 1
     assert alone.stderr.startswith("error: 'embed.weight' is also 'head.weight'")
+
+
+def test_first_and_last_use_are_told_by_step_and_entry(tmp_path: Path) -> None:
+    ledger = recorded(nn.Sequential(nn.Embedding(ROWS, 5), nn.Linear(5, ROWS)), tmp_path / "run.ledger.zarr")
+    found = gt.undertrained(ledger, "0.weight", rare=0.1)
+    assert np.flatnonzero(found.rarely).tolist() == [9]
+    entry = {"entry": 0, "begin": 0, "end": 8}
+    told = {"row": 9, "uses": 1, "first": 8, "last": 8, "first_entry": entry, "last_entry": entry}
+    assert found.to_json()["rarely"] == [told]
+    table = rarely_table([found])
+    assert table is not None
+    assert table.rows == (("0.weight", "9", "1", "0-7", "0", "0-7", "0"),)
+    assert table in undertrained_section([found]).tables
+    assert (
+        "Rarely used rows" in CliRunner().invoke(app, ["undertrained", ledger.path, "--rare", "0.1"]).stdout
+    )
+
+
+def test_a_comparison_pictures_the_rows_of_the_embeddings_that_can_be_told(
+    tied: gt.Ledger, tmp_path: Path
+) -> None:
+    model = Tied()
+    named = {"embed.weight": model.embed.weight, "places.weight": model.places.weight}
+    save_file(named, tmp_path / "w.safetensors")
+    page = tmp_path / "compare.html"
+    asked = ["compare", tied.path, str(tmp_path / "w.safetensors"), "--by", "support", "--density", "0.5"]
+    done = CliRunner().invoke(app, [*asked, "--page", str(page)])
+    assert done.exit_code == 0, done.output
+    html = page.read_text()
+    assert "Tokens that training hardly saw" in html
+    assert "The 4 rows of places.weight, 0 of them never used." in html
+    assert "rows of embed.weight" not in html  # tied to a head, and no lookups recorded
 
 
 def test_the_section_names_rows_in_runs(tied: gt.Ledger) -> None:

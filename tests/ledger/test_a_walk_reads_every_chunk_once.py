@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gradtrace.errors import CorruptLedgerError, StateError, UnknownNameError
-from gradtrace.ledger import array_format, array_reader, walk
+from gradtrace.ledger import array_format, array_reader, sums, walk
 from gradtrace.ledger.format import ACCUMULATORS, Layout, ParameterInfo, Piece
 from gradtrace.ledger.reader import Ledger
 from gradtrace.ledger.writer import LedgerWriter
@@ -47,7 +48,15 @@ def walked(ledger: Ledger, names: Sequence[str], accumulators: Sequence[str]) ->
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1], NAMES[3:4], ("p0", "p2", "p6"), ("p6", "p0", "p5"), ()])
 @pytest.mark.parametrize("accumulators", [("grad_sum",), tuple(ACCUMULATORS), ("events", "window_sumsq")])
-def test_blocks_are_the_totals(stored: Any, names: Sequence[str], accumulators: Sequence[str]) -> None:
+@pytest.mark.parametrize("side_by_side", [2, 3])
+def test_blocks_are_the_totals(
+    stored: Any,
+    names: Sequence[str],
+    accumulators: Sequence[str],
+    side_by_side: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sums, "SIDE_BY_SIDE", side_by_side)  # of three entries
     ledger = Ledger.open(stored.path)
     found = walked(ledger, names, accumulators)
     for name in names:
@@ -57,7 +66,11 @@ def test_blocks_are_the_totals(stored: Any, names: Sequence[str], accumulators: 
 
 
 @pytest.mark.parametrize("accumulators", [("opening",), ("grad_sum", "opening", "events")])
-def test_the_opening_balance_comes_along(stored: Any, accumulators: Sequence[str]) -> None:
+@pytest.mark.parametrize("side_by_side", [2, 3])
+def test_the_opening_balance_comes_along(
+    stored: Any, accumulators: Sequence[str], side_by_side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums, "SIDE_BY_SIDE", side_by_side)
     ledger = Ledger.open(stored.path)
     for name, totals in walked(ledger, NAMES, accumulators).items():
         np.testing.assert_array_equal(totals["opening"], ledger[name].opening.ravel())
@@ -103,6 +116,14 @@ def test_what_lies_between_is_not_read(stored: Any) -> None:
     walked(Ledger.open(stored.path), ["p0", "p6"], ["grad_sum"])
     with pytest.raises(CorruptLedgerError, match=r"parameter 'p.': entry 0-4 .*grad_sum: chunk 4"):
         walked(Ledger.open(stored.path), NAMES, ["grad_sum"])
+
+
+def test_a_walk_that_is_left_closes_its_files(stored: Any) -> None:
+    blocks = Ledger.open(stored.path).walk(NAMES, ["grad_sum", "events"])
+    assert isinstance(blocks, Generator)
+    next(blocks)
+    blocks.close()
+    gc.collect()  # a file left open would warn, and warnings are errors
 
 
 def test_what_was_not_recorded_is_an_error(stored: Any) -> None:
