@@ -7,13 +7,16 @@ shapes cannot tell: another seed has the same. Adam with L2 is left out, for it 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradtrace.errors import MismatchError, UnsupportedError
 from gradtrace.evidence.decay import decayed, rules_of
-from gradtrace.evidence.definition import Study
+from gradtrace.evidence.definition import Array, Study
+from gradtrace.evidence.total_blocks import total_blocks
+from gradtrace.ledger.walk import OPENING
 
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import Ledger
@@ -38,8 +41,8 @@ def check_same_run(study: Study, ledger: Ledger) -> None:
     if "events" not in ledger.accumulators or getattr(ledger, "settings", {}).get("threshold") != 0:
         return
     examined = 0
-    for name, weight in study.weights.items():
-        examined += weight.size
+    for name, shape in study.shapes.items():
+        examined += math.prod(shape)
         if examined > EXAMINED:
             return
         try:
@@ -48,11 +51,9 @@ def check_same_run(study: Study, ledger: Ledger) -> None:
             continue
         if any(rule.kind == "adam" for rule in rules):
             continue
-        never = np.asarray(study.record(name).events) == 0
-        if int(never.sum()) < ENOUGH:
+        opening, now = _never_supported(study, ledger, name)
+        if opening.size < ENOUGH:
             continue
-        opening = np.asarray(study.record(name).opening, np.float64)[never]
-        now = study.weight(name)[never]
         along, size = now * np.sign(opening), np.abs(opening)
         decayed_to = decayed(opening, study.record(name).history, name=name)
         between = (along >= -ROUNDING * size) & (along <= (1 + ROUNDING) * size)
@@ -65,3 +66,14 @@ def check_same_run(study: Study, ledger: Ledger) -> None:
                 remedy="pass the weights that this run ended with",
             )
         return
+
+
+def _never_supported(study: Study, ledger: Ledger, name: str) -> tuple[Array, Array]:
+    """Opening balance and final weight of the dependencies without an event, flat float64."""
+    weight = study.weights[name].reshape(-1)
+    opening, now = [np.empty(0)], [np.empty(0)]
+    for _, part, totals in total_blocks(ledger, [name], ("events", OPENING)):
+        never = totals["events"] == 0
+        opening.append(np.asarray(totals[OPENING][never], np.float64))
+        now.append(np.asarray(weight[part][never], np.float64))
+    return np.concatenate(opening), np.concatenate(now)

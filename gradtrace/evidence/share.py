@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from gradtrace.evidence.question import Question
 from gradtrace.evidence.score import check_scores
 from gradtrace.evidence.select import best_of
 from gradtrace.evidence.stored_weights import StoredWeights
+from gradtrace.evidence.total_blocks import total_blocks
 
 if TYPE_CHECKING:
     from gradtrace.ledger.reader import Ledger
@@ -69,7 +70,7 @@ def _answers(share: Share) -> Iterator[Answer]:
     score_needs, score_of = gathering_of(by, study, asked.options)
     test_needs, test_of = gathering_of(test, study, {})
     needs = tuple(dict.fromkeys((*test_needs, *score_needs, "events")))
-    blocks = _blocks(ledger, names, needs)
+    blocks = total_blocks(ledger, names, needs)
     try:
         for name, part, totals in blocks:
             size = math.prod(study.record(name).shape)
@@ -100,15 +101,3 @@ def _answers(share: Share) -> Iterator[Answer]:
         for _ in blocks:
             pass
         raise
-
-
-def _blocks(
-    ledger: Ledger, names: Sequence[str], needs: Sequence[str]
-) -> Iterator[tuple[str, slice, Mapping[str, NDArray[Any]]]]:
-    """Blocks of totals, from a ledger that can be walked or from records of any kind."""
-    if hasattr(ledger, "walk"):
-        yield from ledger.walk(names, needs)
-        return
-    for name in names:
-        totals = {one: np.asarray(getattr(ledger[name], one)).reshape(-1) for one in needs}
-        yield name, slice(0, math.prod(ledger[name].shape)), totals
