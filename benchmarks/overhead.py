@@ -21,13 +21,10 @@ The peers take part in the first steps alone, and one that multiplies the time o
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
@@ -37,6 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from machine import installed, machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -210,13 +208,6 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def main(
     steps: Annotated[
         int, typer.Option(help="Steps timed for each watcher, a multiple of 32.", min=BLOCK)
@@ -274,16 +265,12 @@ def main(
         "parameters": sum(p.numel() for p in trainings["none"].model.parameters()),
         "machine": {
             "device": "cpu",
-            "processor": processor(),
-            "cpus": os.cpu_count(),
+            **machine(),
             "threads": torch.get_num_threads(),
-            "system": platform.platform(terse=True),
-            "python": platform.python_version(),
         },
-        "versions": {
-            name: installed(name)
-            for name in ("gradtrace", "torch", "numpy", "zarr", "wandb", "lightning", "backpack-for-pytorch")
-        },
+        "versions": installed(
+            "gradtrace", "torch", "numpy", "zarr", "wandb", "lightning", "backpack-for-pytorch"
+        ),
         "rows": rows,
         "seconds": {
             name: {what: [round(one, 6) for one in found] for what, found in asdict(own).items()}
@@ -293,14 +280,6 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")
     console.print(f"Written to {out}", highlight=False)
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from statistics import median, quantiles
@@ -29,6 +27,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from machine import installed, machine
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -229,13 +228,10 @@ def main(
     figures = {
         "machine": {
             "device": "cpu",
-            "processor": processor(),
-            "cpus": os.cpu_count(),
+            **machine(),
             "compiled": compiled_products() is not None,
-            "system": platform.platform(terse=True),
-            "python": platform.python_version(),
         },
-        "versions": {name: version(name) for name in ("gradtrace", "torch", "numpy", "scipy")},
+        "versions": installed("gradtrace", "torch", "numpy", "scipy"),
         "ceilings": ceilings,
         "judged": lines,
         "rows": rows,
@@ -273,14 +269,6 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 def _cell(row: dict[str, Any]) -> str:
     share = f"{row['share']:.2f}" + ("-" if row["planner"]["choice"] == "dense" else "")
     return share if row["counted"] else f"({share})"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

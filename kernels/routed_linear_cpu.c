@@ -1,4 +1,5 @@
-/* All sub-operators of a layer in one call, float32: see routed_linear.py for the formula.
+/* All sub-operators of a layer, or of an MLP, in one call, float32: see routed_linear.py and routed_mlp.py for the
+ * formulas, activations.py for those of the activations.
  *
  * Inputs are never gathered into a matrix of their own. With many tokens x is turned once, token by token beside each
  * other for every feature, so that the inputs of any sub-operator are rows of it, found by index inside the product; a
@@ -54,12 +55,12 @@ struct layer {
 
 struct call {
     const struct layer *layer;
-    const float *x, *weight, *bias; /* bias may be NULL */
+    const float *x, *weight, *bias, *times; /* bias may be NULL, so may times, of y's shape */
     float *y;
     int64_t tokens, x_row, y_row; /* strides in elements; features are consecutive */
     int64_t parts;                /* in how many the tiles are cut */
     int64_t claimed;
-    int32_t failed;
+    int32_t activation, failed;
 };
 
 INLINE vector load(const float *from) { return *(const unaligned *)from; }
@@ -124,6 +125,72 @@ INLINE void transpose(vector block[LANES]) {
     }
 }
 
+INLINE vector either(lanes chosen, vector a, vector b) {
+    return (vector)(((lanes)a & chosen) | ((lanes)b & ~chosen));
+}
+
+/* exp(x), to 2 units in the last place, infinite from 88.4 on; NaN stays. As 2^n exp(r): n rounded by a large addend. */
+INLINE vector exponential(vector x) {
+    const vector large = (vector){0} + 12582912.0f, top = (vector){0} + 89.0f, bottom = (vector){0} - 87.0f;
+    x = either((lanes)(x > top), top, x);
+    x = either((lanes)(x < bottom), bottom, x);
+    const vector shifted = x * 1.44269504f + large, n = shifted - large;
+    const vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vector sum = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * r + 8.3334519073e-3f;
+    sum = sum * r + 4.1665795894e-2f;
+    sum = sum * r + 1.6666665459e-1f;
+    sum = sum * r + 5.0000001201e-1f;
+    sum = sum * (r * r) + r + 1.0f;
+    return sum * (vector)(((lanes)shifted << 23) + 0x3f800000);
+}
+
+/* Kinds by their place in ACTIVATIONS of activations.py. */
+enum { NONE, RELU, GELU, SILU, GELU_TANH };
+
+INLINE vector activated(const int kind, vector z) {
+    if (kind == RELU)
+        return either((lanes)(z <= 0.0f), (vector){0}, z);
+    if (kind == SILU)
+        return z / (1.0f + exponential(-z));
+    if (kind == GELU_TANH)
+        return z / (1.0f + exponential(-1.59576912f * (z + 0.044715f * z * z * z)));
+    /* The tail of the normal distribution by Abramowitz and Stegun 7.1.26, to 1.5e-7. */
+    const vector size = either((lanes)(z < 0.0f), -z, z) * 0.707106781f;
+    const vector t = 1.0f / (1.0f + 0.3275911f * size);
+    vector tail = t * 1.061405429f - 1.453152027f;
+    tail = tail * t + 1.421413741f;
+    tail = tail * t - 0.284496736f;
+    tail = tail * t + 0.254829592f;
+    tail = tail * t * exponential(-size * size) * 0.5f;
+    return z * either((lanes)(z < 0.0f), tail, 1.0f - tail);
+}
+
+INLINE void activate_as(const int kind, float *values, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        store(values + i, activated(kind, load(values + i)));
+    if (i < count)
+        store_some(values + i, activated(kind, load_some(values + i, count - i)), count - i);
+}
+
+static void activate(int kind, float *values, int64_t count) {
+    switch (kind) {
+    case RELU:
+        activate_as(RELU, values, count);
+        break;
+    case GELU:
+        activate_as(GELU, values, count);
+        break;
+    case SILU:
+        activate_as(SILU, values, count);
+        break;
+    case GELU_TANH:
+        activate_as(GELU_TANH, values, count);
+        break;
+    }
+}
+
 /* panel[feature][token] from x[token][feature]; tokens beyond the last are zeros. */
 static void turn(const struct call *call, int64_t first, int64_t width, float *panel) {
     const int64_t features = call->layer->in_features, left = call->tokens - first;
@@ -153,17 +220,25 @@ struct target {
 };
 
 /* sums[row][token], with the bias, to y[token][output]. */
-static void put(const struct call *call, struct target target, int64_t first, int64_t width, const float *sums) {
+static void put(const struct call *call, struct target target, int64_t first, int64_t width, float *sums) {
+    const float *offset = call->bias;
+    if (call->activation) {
+        for (int64_t row = 0; offset && row < target.rows; row++)
+            for (int64_t token = 0; token < width; token += LANES)
+                store(sums + row * width + token, load(sums + row * width + token) + offset[target.outputs[row]]);
+        offset = NULL;
+        activate(call->activation, sums, target.rows * width);
+    }
     for (int64_t row = 0; row < target.rows; row += LANES) {
         const int64_t count = target.rows - row < LANES ? target.rows - row : LANES;
         const int32_t *outputs = target.outputs + row;
         vector bias = {0};
-        if (call->bias) {
+        if (offset) {
             if (target.consecutive)
-                bias = count == LANES ? load(call->bias + *outputs) : load_some(call->bias + *outputs, count);
+                bias = count == LANES ? load(offset + *outputs) : load_some(offset + *outputs, count);
             else
                 for (int i = 0; i < count; i++)
-                    bias[i] = call->bias[outputs[i]];
+                    bias[i] = offset[outputs[i]];
         }
         for (int64_t token = 0; token < width && first + token < call->tokens; token += LANES) {
             const int64_t left = call->tokens - first - token;
@@ -173,7 +248,15 @@ static void put(const struct call *call, struct target target, int64_t first, in
                 block[i] = i < count ? load(sums + (row + i) * width + token) : (vector){0};
             transpose(block);
             float *to = call->y + (first + token) * call->y_row;
-            if (target.consecutive) {
+            const float *times = call->times ? call->times + (first + token) * call->y_row : NULL;
+            if (times) {
+                for (int i = 0; i < LANES && i < left; i++) {
+                    float line[LANES];
+                    store(line, block[i] + bias);
+                    for (int64_t j = 0; j < count; j++)
+                        to[i * call->y_row + outputs[j]] = line[j] * times[i * call->y_row + outputs[j]];
+                }
+            } else if (target.consecutive) {
                 UNROLL
                 for (int i = 0; i < LANES; i++)
                     if (i < left) {
@@ -328,39 +411,58 @@ INLINE void dot_rows(const int tokens, const float *weight, int64_t k, int64_t l
     }
 }
 
+/* lines[token][row], a block's rows against all tokens; x holds its inputs side by side. */
+static void dots(const float *weight, int64_t k, int64_t rows, const float *x, int64_t x_row, int64_t tokens,
+                 float *lines, int64_t line_row) {
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        const int64_t last = rows - r - 1, count = last < ROWS ? last + 1 : ROWS;
+        float results[FEW][ROWS];
+        int64_t t = 0;
+        for (; t + 4 <= tokens; t += 4)
+            dot_rows(4, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+        for (; t + 2 <= tokens; t += 2)
+            dot_rows(2, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+        if (t < tokens)
+            dot_rows(1, weight + r * k, k, last, x + t * x_row, x_row, results + t);
+        for (t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < count; i++)
+                lines[t * line_row + r + i] = results[t][i];
+    }
+}
+
+/* The inputs of a block side by side: where they lie, if they do, or gathered. */
+static const float *beside(const float *x, int64_t *x_row, int64_t tokens, const int32_t *inputs, int64_t k,
+                           int consecutive, int anew, float *gathered) {
+    if (consecutive)
+        return x + *inputs;
+    if (anew)
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < k; i++)
+                gathered[t * k + i] = x[t * *x_row + inputs[i]];
+    *x_row = k;
+    return gathered;
+}
+
 static void dot_tiles(const struct call *call, int64_t begin, int64_t end, float *gathered) {
     const struct layer *layer = call->layer;
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t number = layer->tiles[2 * tile], row = layer->tiles[2 * tile + 1];
         const int64_t *block = layer->blocks + 6 * number, k = block[4];
-        const int64_t left = block[3] - row, rows = left < TILE ? left : TILE, tokens = call->tokens;
-        const int32_t *inputs = layer->inputs + block[0], *outputs = layer->outputs + block[1] + row;
-        const float *weight = call->weight + block[2] + row * k, *x = gathered;
-        int64_t x_row = k;
-        if (block[5] & 1) {
-            x = call->x + *inputs;
-            x_row = call->x_row;
-        } else if (tile == begin || layer->tiles[2 * tile - 2] != number)
-            for (int64_t t = 0; t < tokens; t++)
-                for (int64_t i = 0; i < k; i++)
-                    gathered[t * k + i] = call->x[t * call->x_row + inputs[i]];
-        for (int64_t r = 0; r < rows; r += ROWS) {
-            const int64_t last = rows - r - 1, count = last < ROWS ? last + 1 : ROWS;
-            float results[FEW][ROWS];
-            int64_t t = 0;
-            for (; t + 4 <= tokens; t += 4)
-                dot_rows(4, weight + r * k, k, last, x + t * x_row, x_row, results + t);
-            for (; t + 2 <= tokens; t += 2)
-                dot_rows(2, weight + r * k, k, last, x + t * x_row, x_row, results + t);
-            if (t < tokens)
-                dot_rows(1, weight + r * k, k, last, x + t * x_row, x_row, results + t);
-            for (t = 0; t < tokens; t++) {
-                float *y = call->y + t * call->y_row;
-                for (int64_t i = 0; i < count; i++) {
-                    const int32_t output = outputs[r + i];
-                    y[output] = results[t][i] + (call->bias ? call->bias[output] : 0.0f);
-                }
-            }
+        const int64_t left = block[3] - row, rows = left < TILE ? left : TILE;
+        const int32_t *outputs = layer->outputs + block[1] + row;
+        int64_t x_row = call->x_row;
+        const int anew = tile == begin || layer->tiles[2 * tile - 2] != number;
+        const float *x = beside(call->x, &x_row, call->tokens, layer->inputs + block[0], k, block[5] & 1, anew, gathered);
+        float lines[FEW * TILE];
+        dots(call->weight + block[2] + row * k, k, rows, x, x_row, call->tokens, lines, TILE);
+        for (int64_t t = 0; t < call->tokens; t++) {
+            float *line = lines + t * TILE, *y = call->y + t * call->y_row;
+            const float *times = call->times ? call->times + t * call->y_row : NULL;
+            for (int64_t i = 0; call->bias && i < rows; i++)
+                line[i] += call->bias[outputs[i]];
+            activate(call->activation, line, rows);
+            for (int64_t i = 0; i < rows; i++)
+                y[outputs[i]] = times ? line[i] * times[outputs[i]] : line[i];
         }
     }
 }
@@ -383,8 +485,17 @@ static void put_dead(const struct call *call, int64_t first, int64_t end) {
     for (int64_t token = first; token < end; token++)
         for (int64_t i = 0; i < call->layer->dead_count; i++) {
             const int32_t output = call->layer->dead[i];
-            call->y[token * call->y_row + output] = call->bias ? call->bias[output] : 0.0f;
+            const int64_t at = token * call->y_row + output;
+            float value = call->bias ? call->bias[output] : 0.0f;
+            activate(call->activation, &value, 1);
+            call->y[at] = call->times ? value * call->times[at] : value;
         }
+}
+
+/* Room for so many floats, at the beginning of a cache line of `memory`, which is to be freed. */
+static float *room(size_t floats, void **memory) {
+    *memory = malloc((floats + 16) * sizeof(float));
+    return *memory ? (float *)(((uintptr_t)*memory + 63) / 64 * 64) : NULL;
 }
 
 /* What each thread runs, alone or in a team: it claims a panel and a part of the tiles until none is left. */
@@ -401,13 +512,9 @@ void gradtrace_routed_linear(void *given) {
         const int64_t slot = __atomic_fetch_add(&call->claimed, 1, __ATOMIC_RELAXED);
         if (slot >= panels * call->parts)
             break;
-        if (!memory) {
-            memory = malloc((floats + 16) * sizeof(float));
-            if (!memory) {
-                __atomic_store_n(&call->failed, 1, __ATOMIC_RELAXED);
-                return;
-            }
-            scratch = (float *)(((uintptr_t)memory + 63) / 64 * 64);
+        if (!memory && !(scratch = room(floats, &memory))) {
+            __atomic_store_n(&call->failed, 1, __ATOMIC_RELAXED);
+            return;
         }
         const int64_t panel = slot / call->parts, part = slot % call->parts;
         const int64_t begin = part_begin(layer, part, call->parts), end = part_begin(layer, part + 1, call->parts);

@@ -67,8 +67,46 @@ class Routing:
     """The flat inputs and outputs, int64 on the CPU."""
     in_features: int
     out_features: int
-    tiles: dict[int, Tensor] = field(default_factory=dict)
-    """Tile schedules of the Triton kernel, by tile height."""
+    device: torch.device
+    tiles: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """Tile schedules of the Triton kernels, by what they depend on."""
+
+    @cached_property
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """The flat inputs and outputs, int32 on the layer's device."""
+        return (
+            self.sources.to(self.device, torch.int32, copy=True),
+            self.targets.to(self.device, torch.int32, copy=True),
+        )
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of all runs."""
+        return tuple(block for run in self.runs for block in run.blocks)
+
+    @cached_property
+    def consecutive_inputs(self) -> bool:
+        """Whether every sub-operator reads neighbouring features."""
+        return all(isinstance(block.inputs, slice) for block in self.blocks)
+
+    @cached_property
+    def consecutive_outputs(self) -> bool:
+        """Whether every sub-operator writes neighbouring features."""
+        ends = ((self.targets[block.output_begin], block) for block in self.blocks)
+        return all(
+            torch.equal(
+                self.targets[block.output_begin : block.output_begin + block.n],
+                torch.arange(int(first), int(first) + block.n),
+            )
+            for first, block in ends
+        )
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether rows of weights, and inputs that need no index, begin at multiples of eight."""
+        begins = [block.inputs.start for block in self.blocks if isinstance(block.inputs, slice)]
+        sizes = [size for block in self.blocks for size in (block.k, block.weight_begin)]
+        return not any(size % 8 for size in (sizes + begins if self.consecutive_inputs else sizes))
 
     @cached_property
     def table(self) -> LayerTable:
@@ -92,6 +130,12 @@ class Routing:
             self.width + self.padded if columns else self.out_features,
         )
 
+    @cached_property
+    def even(self) -> bool:
+        """Whether every sub-operator writes whole vectors of eight neighbouring features."""
+        sizes = [size for block in self.blocks for size in (block.n, int(self.targets[block.output_begin]))]
+        return self.consecutive_outputs and not any(size % 8 for size in sizes)
+
 
 class _Kept(NamedTuple):
     inputs: ReferenceType[Tensor]
@@ -103,8 +147,8 @@ class _Kept(NamedTuple):
 
 
 # By id: a weak dictionary of tensors takes longer to ask than a small layer takes to run. An entry goes with
-# its inputs, before their id can be another's.
-_KEPT: dict[int, _Kept] = {}
+# its indices, before their id can be another's.
+_KEPT: dict[tuple[int, int], _Kept] = {}
 
 
 def routing_of(
@@ -126,7 +170,7 @@ def routing_of(
     state = (
         inputs.data_ptr(), inputs._version, outputs.data_ptr(), outputs._version, in_features, out_features,
     )  # fmt: skip
-    key = id(inputs)
+    key = (id(inputs), id(outputs))
     kept = _KEPT.get(key)
     if (
         kept is not None
@@ -139,12 +183,17 @@ def routing_of(
         return kept.routing
     routing = _plan(inputs, outputs, input_sizes, output_sizes, in_features, out_features)
     _KEPT[key] = _Kept(
-        ref(inputs, lambda _: _forget(key)), ref(outputs), state, [*input_sizes], [*output_sizes], routing
+        ref(inputs, lambda _: _forget(key)),
+        ref(outputs, lambda _: _forget(key)),
+        state,
+        [*input_sizes],
+        [*output_sizes],
+        routing,
     )
     return routing
 
 
-def _forget(key: int) -> None:
+def _forget(key: tuple[int, int]) -> None:
     _KEPT.pop(key, None)
 
 
@@ -191,6 +240,7 @@ def _plan(
         targets=targets,
         in_features=in_features,
         out_features=out_features,
+        device=inputs.device,
     )
 
 

@@ -180,7 +180,7 @@ def test_a_structure_is_planned_once(monkeypatch: pytest.MonkeyPatch, compiled: 
 def test_a_plan_goes_when_its_indices_go() -> None:
     args = list(arguments(SHARED))
     routed_linear(torch.randn(2, 6), *args)
-    kept = ref(routing._KEPT[id(args[2])].routing)
+    kept = ref(routing._KEPT[id(args[2]), id(args[3])].routing)
     assert kept() is not None
     del args
     gc.collect()

@@ -1,0 +1,111 @@
+"""Every kernel in every form that a GPU can be given, as what Triton's compiler needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from gradtrace.kernels.accumulate_triton import _PARTS, _SIZE, _WARPS, _accumulate_kernel
+from gradtrace.kernels.routed_linear_triton import FORMS, Form, _routed_linear_kernel
+
+__all__ = ["TARGETS", "Variant", "variants"]
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One kernel with its constants."""
+
+    kernel: Any
+    name: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int
+    stages: int
+    aligned: tuple[str, ...] = ()
+    """Arguments that are multiples of 16 where it counts: Triton tells at the call."""
+
+
+def variants() -> Iterator[Variant]:
+    """All of them."""
+    yield from _accumulate()
+    yield from _routed_linear()
+
+
+def _accumulate() -> Iterator[Variant]:
+    rows = [("fp32", False, 0.0, 1), ("fp32", True, 0.25, 8), ("fp32", False, 0.0, 0)]
+    rows += [("bf16", True, 0.0, 1), ("fp16", True, 0.0, 1), ("fp64", True, 0.1, 8)]
+    for dtype, extras, threshold, weight in rows:
+        signature = {
+            "addresses": "*i64", "members": "*i64", "owner": "*i32", "begin": "*i64",
+            "grad_sum": "*fp32", "grad_sumsq": "*fp32", "events": "*i16", "votes": "*i16",
+            "flags": "*i32", "scale": "*fp32", "skip": "*fp32",
+        }  # fmt: skip
+        constants = {
+            "DTYPE": getattr(triton.language, _DTYPES[dtype]),
+            "WIDE": triton.language.float64 if dtype == "fp64" else triton.language.float32,
+            "THRESHOLD": threshold,
+            "WEIGHT": weight,
+            "HAS_SCALE": extras,
+            "HAS_SKIP": extras,
+            "PARTS": _PARTS,
+            "SIZE": _SIZE,
+        }
+        said = f"{dtype}, weight {weight}" + (", scale and skip" if extras else "")
+        yield Variant(_accumulate_kernel, f"accumulate {said}", signature, constants, _WARPS, 3)
+
+
+def _routed_linear() -> Iterator[Variant]:
+    for (size, of, loads), form in FORMS.items():
+        for dtype in ("fp32", "fp32 as tf32") if of == "float32" else ("bf16", "fp16"):
+            smallest = form._replace(tokens=min(form.tokens, 32), rows=min(form.rows, 16))
+            yield _routed(f"{size} tokens", dtype, form, "gathered, gelu, gate", loads)
+            yield _routed(f"{size} tokens", dtype, form, "in order, silu", loads)
+            yield _routed(f"{size} tokens", dtype, form, "gathered, split", loads)
+            yield _routed(f"{size} tokens", dtype, smallest, "gathered, gelu, gate", loads)
+
+
+def _routed(problem: str, given: str, form: Form, way: str, loads: str) -> Variant:
+    dtype, _, precision = given.partition(" as ")
+    gathered, split, whole = way.startswith("gathered"), way.endswith("split"), loads == "whole"
+    signature = {
+        "x": f"*{dtype}", "weight": f"*{dtype}", "bias": f"*{dtype}", "times": f"*{dtype}",
+        "inputs": "*i32", "columns": "*i32", "z": "*fp32" if split else f"*{dtype}", "tiles": "*i64",
+        "tile_count": "i32", "tokens": "i32", "x_row": "i64", "z_row": "i64", "z_piece": "i64",
+    }  # fmt: skip
+    constants = {
+        "x_column": 1,
+        "HAS_BIAS": not split,
+        "HAS_TIMES": way.endswith("gate"),
+        "ACTIVATION": "none" if split else "gelu" if gathered else "silu",
+        "INDEXED": gathered,
+        "SCATTERED": gathered and not whole and not split,
+        "ALIGNED": whole,
+        "EVEN": whole,
+        "WIDEN": False,
+        "PRECISION": precision or "ieee",
+        "TOKENS": form.tokens,
+        "ROWS": form.rows,
+        "DEPTH": form.depth,
+    }
+    # Triton turns arguments that are 1 into constants.
+    if form.tokens == 1:
+        del signature["tokens"]
+        constants["tokens"] = 1
+    name = f"routed_linear {problem}, {given}, {_said(form)}, {way}, {loads} loads"
+    aligned = ("x", "weight", "bias", "times", "z", "x_row", "z_row", *(["z_piece"] if split else []))
+    return Variant(_routed_linear_kernel, name, signature, constants, form.warps, form.stages, aligned)
+
+
+def _said(form: Form) -> str:
+    return f"{form.tokens} x {form.rows} x {form.depth}"
