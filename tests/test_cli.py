@@ -247,6 +247,25 @@ def test_plan_shows_the_costs_that_it_predicts_with_and_how_near_it_came(
     assert "Predictions beside measurements, layers: 2" in told
 
 
+def test_plan_meets_a_latency(home: Home) -> None:
+    out = ("--out", "plan.json", "--mask-out", "mask.safetensors")
+    data = home.json("plan", *RUN, "--max-latency", "10", "--tokens", "8", *out)
+    budget = data["provenance"]["budget"]
+    assert (budget["max_latency"], budget["density"], data["density"]) == (10.0, 1.0, 1.0)
+    assert gt.Plan.load(home.path / "plan.json").provenance["budget"] == budget
+    assert "expected at least" in home.fails("plan", *RUN, "--max-latency", "1e-12", "--tokens", "8")
+
+
+def test_plan_meets_a_loss(home: Home) -> None:
+    options = ("--max-loss-increase", "1000", *BOTH, "--tokens", "8", "--mask-out", "mask.safetensors")
+    data = home.json("plan", *RUN, *options)
+    budget = data["provenance"]["budget"]
+    assert budget["increase"] <= 1000.0
+    assert gt.Mask.load(home.path / "mask.safetensors").density == pytest.approx(data["density"])
+    assert data["density"] < 0.1, "this budget allows nearly anything"
+    assert "--validate" in home.fails("plan", *RUN, "--max-loss-increase", "0.1")
+
+
 def test_growth_is_shown_at_every_entrys_end(home: Home) -> None:
     data = home.json("growth", "run.ledger.zarr", "--picture", "growth.png")
     assert data["steps"] == [4, 6]

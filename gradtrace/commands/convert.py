@@ -14,6 +14,8 @@ from gradtrace.commands.options import (
     Fdr,
     Granularity,
     LedgerPath,
+    MaxLatency,
+    MaxLossIncrease,
     Refuse,
     Scope,
     Tokens,
@@ -42,6 +44,8 @@ def convert(
     by: By = None,
     density: Density = None,
     fdr: Fdr = None,
+    max_latency: MaxLatency = None,
+    max_loss_increase: MaxLossIncrease = None,
     scope: Scope = "layer",
     granularity: Granularity = "rows",
     tokens: Tokens = 512,
@@ -91,6 +95,9 @@ def convert(
         tokens=tokens,
         refuse=refuse,
         model=model,
+        max_latency=max_latency,
+        max_loss_increase=max_loss_increase,
+        validate=validate,
     )
     found = gt.compensation(dense, made, gt.Ledger.open(ledger)) if compensate else None
     fitted = dense if found is None else found.apply_(deepcopy(dense))

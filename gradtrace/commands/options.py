@@ -14,6 +14,8 @@ __all__ = [
     "Fdr",
     "Granularity",
     "LedgerPath",
+    "MaxLatency",
+    "MaxLossIncrease",
     "Model",
     "Refuse",
     "Scope",
@@ -52,6 +54,14 @@ By = Annotated[
 Density = Annotated[float | None, typer.Option(help="Share of the dependencies to keep, in (0, 1].")]
 Fdr = Annotated[
     float | None, typer.Option(help="Instead: keep what is significant at this false discovery rate.")
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(help="Instead: keep as much as lets all linear layers together take so many seconds."),
+]
+MaxLossIncrease = Annotated[
+    float | None,
+    typer.Option(help="Instead: keep as little as lets --validate fall by no more than this."),
 ]
 Scope = Annotated[str, typer.Option(help="Spread the density per `layer`, or `global`ly.")]
 Granularity = Annotated[

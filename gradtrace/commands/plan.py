@@ -14,10 +14,13 @@ from gradtrace.commands.options import (
     Fdr,
     Granularity,
     LedgerPath,
+    MaxLatency,
+    MaxLossIncrease,
     Model,
     Refuse,
     Scope,
     Tokens,
+    Validate,
     WeightsPath,
 )
 from gradtrace.commands.output import show
@@ -33,11 +36,14 @@ def plan(
     by: By = None,
     density: Density = None,
     fdr: Fdr = None,
+    max_latency: MaxLatency = None,
+    max_loss_increase: MaxLossIncrease = None,
     scope: Scope = "layer",
     granularity: Granularity = "rows",
     tokens: Tokens = 512,
     refuse: Refuse = True,
     model: Model = None,
+    validate: Validate = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
     mask_out: Annotated[Path | None, typer.Option(help="Write the mask here, as safetensors.")] = None,
     as_json: AsJson = False,
@@ -62,6 +68,9 @@ def plan(
         tokens=tokens,
         refuse=refuse,
         model=model,
+        max_latency=max_latency,
+        max_loss_increase=max_loss_increase,
+        validate=validate,
     )
     if mask_out is not None:
         mask.save(mask_out)

@@ -28,6 +28,11 @@ def cost_lines(plan: Plan, module: nn.Module) -> tuple[str, ...]:
             f"Predictions beside measurements, layers: {len(errors)}, median error: {middle:.0%}, "
             f"largest: {errors[worst]:.0%} ({worst})."
         )
+    if "budget" in plan.provenance:
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4g}" for name, value in plan.provenance["budget"].items()
+        )
+        lines.append(f"Budget: {told}.")
     return tuple(lines)
 
 
