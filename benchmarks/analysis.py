@@ -51,7 +51,7 @@ def layout_of(size: int) -> Layout:
     left = size
     while left > 0:
         ragged = len(infos) % 10 == 4
-        rows, columns = (1023, 2731) if ragged else (WIDTH, WIDTH)
+        rows, columns = (WIDTH // 2 - 1, WIDTH * 4 // 3 + 1) if ragged else (WIDTH, WIDTH)
         rows = max(2, min(rows, left // columns))
         for role, shape in (("weight", (rows, columns)), ("bias", (rows,))):
             infos.append(
