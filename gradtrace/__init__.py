@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gradtrace.convert.surgery import apply_mask_, convert_
     from gradtrace.convert.to_dense import to_dense_
     from gradtrace.convert.verify import verify
+    from gradtrace.estimation.estimate import estimate
+    from gradtrace.estimation.estimated import Estimate
+    from gradtrace.estimation.traffic import Traffic
     from gradtrace.evidence.confirm import confirm
     from gradtrace.evidence.criterion import criteria
     from gradtrace.evidence.explain import explain
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Assessment",
     "Comparison",
+    "Estimate",
     "GradtraceError",
     "Ledger",
     "Mask",
@@ -51,6 +55,7 @@ __all__ = [
     "Recorder",
     "RoutedLinear",
     "Scores",
+    "Traffic",
     "anneal",
     "apply_mask_",
     "assess",
@@ -60,6 +65,7 @@ __all__ = [
     "confirm",
     "convert_",
     "criteria",
+    "estimate",
     "explain",
     "input_moments",
     "load",
@@ -77,6 +83,7 @@ __all__ = [
 _HOME = {
     "Assessment": "assessment.assessment",
     "Comparison": "comparison.comparison",
+    "Estimate": "estimation.estimated",
     "Ledger": "ledger.reader",
     "Mask": "evidence.mask",
     "Placement": "structure.placement",
@@ -84,6 +91,7 @@ _HOME = {
     "Recorder": "recorder.recorder",
     "RoutedLinear": "convert.routed_linear",
     "Scores": "evidence.score",
+    "Traffic": "estimation.traffic",
     "anneal": "convert.anneal",
     "apply_mask_": "convert.surgery",
     "assess": "assessment.assess",
@@ -93,6 +101,7 @@ _HOME = {
     "confirm": "evidence.confirm",
     "convert_": "convert.surgery",
     "criteria": "evidence.criterion",
+    "estimate": "estimation.estimate",
     "explain": "evidence.explain",
     "input_moments": "convert.measured_moments",
     "load": "convert.saving",

@@ -14,6 +14,7 @@ from gradtrace.commands.assess import assess
 from gradtrace.commands.compare import compare
 from gradtrace.commands.convert import convert
 from gradtrace.commands.criteria import criteria
+from gradtrace.commands.estimate import estimate
 from gradtrace.commands.explain import explain
 from gradtrace.commands.growth import growth
 from gradtrace.commands.info import info
@@ -47,7 +48,19 @@ app = typer.Typer(
     "`gradtrace plan run.ledger.zarr run.ckpt --density 0.3`",
 )
 
-for command in (criteria, info, assess, growth, undertrained, compare, explain, plan, convert, merge):
+for command in (
+    criteria,
+    info,
+    assess,
+    growth,
+    undertrained,
+    compare,
+    explain,
+    estimate,
+    plan,
+    convert,
+    merge,
+):
     app.command()(command)
 
 

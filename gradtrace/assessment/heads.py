@@ -27,11 +27,11 @@ class Heads:
 
     def dead(self, live: NDArray[np.bool_]) -> tuple[int, tuple[int, ...]]:
         """(heads, those of them whose values never had an event), from which outputs (O,) had one."""
-        values = np.asarray(live[2 * (len(live) // 3) :] if self.fused else live)
+        values: NDArray[np.bool_] = np.asarray(live[2 * (live.size // 3) :] if self.fused else live)
         if values.size % self.width:
             return 0, ()
-        alive = values.reshape(-1, self.width).any(axis=1)
-        return len(alive), tuple(int(head) for head in np.flatnonzero(~alive))
+        alive = np.asarray(values.reshape(-1, self.width).any(axis=1))
+        return alive.size, tuple(int(head) for head in np.flatnonzero(~alive))
 
 
 def heads_of(model: object) -> dict[str, Heads]:

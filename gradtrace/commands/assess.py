@@ -56,7 +56,7 @@ def assess(
 
 def _cost(model: nn.Module, tokens: int) -> CostTable | None:
     """The costs where the model is; None where no layer like its own could be timed."""
-    from gradtrace.convert.linears import is_plain
+    from gradtrace.convert.linear_layer import is_plain
     from gradtrace.convert.timing import cost_table
 
     wide: list[Tensor] = [one for one in model.parameters() if one.ndim >= 2 and is_plain(one)]

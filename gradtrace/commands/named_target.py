@@ -14,7 +14,7 @@ from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["built_model", "named_target", "quality"]
+__all__ = ["built_model", "called", "named_target", "quality"]
 
 
 def named_target(text: str, option: str) -> Callable[..., Any]:
@@ -40,7 +40,8 @@ def named_target(text: str, option: str) -> Callable[..., Any]:
     return found
 
 
-def _called(text: str, option: str, *arguments: object) -> object:
+def called(text: str, option: str, *arguments: object) -> object:
+    """What the callable that `text` names returns; raises InvalidValueError for whatever it raises."""
     target = named_target(text, option)
     try:
         with redirect_stdout(sys.stderr):
@@ -63,7 +64,7 @@ def built_model(text: str, weights: Mapping[str, Tensor]) -> nn.Module:
     import torch
     from torch import nn
 
-    model = _called(text, "--model")
+    model = called(text, "--model")
     if not isinstance(model, nn.Module):
         raise InvalidValueError(
             "--model", expected=f"{text}() to return a torch.nn.Module", got=type(model).__name__
@@ -107,4 +108,4 @@ def quality(text: str, model: nn.Module) -> float:
     """What the function `text` says of `model`: one finite number, larger = better."""
     from gradtrace.comparison.quality import checked_quality
 
-    return checked_quality(_called(text, "--validate", model), "--validate", f"{text}(model)")
+    return checked_quality(called(text, "--validate", model), "--validate", f"{text}(model)")

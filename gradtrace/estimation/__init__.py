@@ -1,0 +1,1 @@
+"""What a conversion would be worth, before anything is converted."""
