@@ -17,6 +17,8 @@ from gradtrace.structure.sub_operator import SubOperator
 
 __all__ = ["RoutedLinear"]
 
+_COPIED = 1 << 20  # weights at a time: a layer of any size takes little more memory than its new weights
+
 
 class RoutedLinear(nn.Module):
     """y[..., outputs_s] += x[..., inputs_s] @ W_s^T over all sub-operators s, starting from the bias.
@@ -97,11 +99,16 @@ class RoutedLinear(nn.Module):
             device=old.device,
             dtype=old.dtype,
         )
-        dropped = torch.from_numpy(~layer_plan.mask).to(old.device)
+        at_once = max(1, _COPIED // max(linear.in_features, 1))
         blocks = routed.blocks(routed.weight.detach())
-        for block, inputs, outputs in zip(blocks, *routed._indices(), strict=True):
-            box = (outputs[:, None], inputs[None, :])
-            block.copy_(old[box].masked_fill_(dropped[box], 0))
+        for block, part in zip(blocks, layer_plan.sub_operators, strict=True):
+            inputs = torch.from_numpy(part.inputs.copy()).to(old.device)
+            for begin in range(0, len(part.outputs), at_once):
+                rows = part.outputs[begin : begin + at_once]
+                dropped = torch.from_numpy(~layer_plan.mask[np.ix_(rows, part.inputs)]).to(old.device)
+                values = old.index_select(0, torch.from_numpy(rows.copy()).to(old.device))
+                values = values.index_select(1, inputs).masked_fill_(dropped, 0)
+                block[begin : begin + at_once].copy_(values)
         routed.weight.requires_grad_(linear.weight.requires_grad)
         routed.bias = linear.bias
         return routed.train(linear.training)
