@@ -1,0 +1,1 @@
+"""Annealing while a model trains: schedule, target structure, masks on weights and optimizer state."""
