@@ -1,9 +1,10 @@
-"""Mask and recover, or train small from scratch? Equal inference cost, equal total steps, on the byte-level LM.
+"""Mask and recover, or train small from scratch? Equal inference cost, equal total steps, byte-level LM.
 
 Takes a training of recipes/language.py (what is there is not trained again), masks its linear layers in row
-groups in one shot, compensates, and goes on training with the mask held on weights and optimizer state. Beside
-it a dense model of the same make, so narrow that a token costs as many multiplications, is trained from
-scratch for as many steps in all. The criterion of the mask is chosen on training text, before any recovery.
+groups in one shot, compensates, and goes on training with the mask held on weights and optimizer state.
+Beside it stand the same model annealed in stages during those steps, instead of in one shot, and a dense
+model of the same make, so narrow that a token costs as many multiplications, trained from scratch for as many
+steps in all. The criterion of the mask is chosen on training text, before any recovery.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ import byte_model  # noqa: E402
 import language  # noqa: E402
 
 import gradtrace as gt  # noqa: E402
+from gradtrace.annealing.annealing import Annealing  # noqa: E402
 from gradtrace.annealing.masking import Masking  # noqa: E402
+from gradtrace.annealing.schedule import Schedule  # noqa: E402
+from gradtrace.annealing.target import Target  # noqa: E402
 from gradtrace.convert.weights_file import read_weights  # noqa: E402
 from gradtrace.evidence.whole_file import write_whole  # noqa: E402
 from gradtrace.report.table import Table  # noqa: E402
@@ -41,7 +45,7 @@ CRITERIA: tuple[tuple[str, dict[str, Any]], ...] = (
     ("fisher", {"exponent": 0.75}),
 )
 HEADS = 4
-RECOVERY_LR = 1e-3
+ANNEALED_BY = 0.5  # of the recovery's steps, where it goes in stages
 EVERY = 100  # steps between two looks at the held-out loss
 
 
@@ -66,13 +70,16 @@ def went_on(
     batches: Iterator[Tensor],
     steps: int,
     lr: float,
-    masking: Masking | None,
+    masking: Masking | Annealing | None,
+    ledger: gt.Ledger | None,
     progress: Progress,
     said: str,
 ) -> list[tuple[int, float]]:
     """Train `steps` steps; (step, held-out loss) at every look, the beginning and the end among them."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=language.DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: language.schedule(step, steps))
+    if isinstance(masking, Annealing):
+        masking.hold([optimizer])
     task = progress.add_task(said, total=steps)
     seen = [(0, byte_model.held_out(net.eval())[0])]
     net.train()
@@ -81,8 +88,10 @@ def went_on(
         optimizer.step()
         optimizer.zero_grad()
         rate.step()
-        if masking is not None:
+        if isinstance(masking, Masking):
             masking.apply_([optimizer])
+        elif masking is not None:
+            masking.step(step, lambda: ledger)
         progress.advance(task)
         if step % EVERY == 0 or step == steps:
             seen.append((step, byte_model.held_out(net.eval())[0]))
@@ -111,8 +120,9 @@ def chosen_mask(
 
 def main(
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training, where it is not there yet.")] = 1200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a training, where it is not there yet.")] = 1200,
     recovery: Annotated[int, typer.Option(min=1, help="Steps of recovery after the mask.")] = 400,
+    lr: Annotated[float, typer.Option(help="Largest learning rate of the recovery.")] = 2e-3,
     density: Annotated[float, typer.Option(help="Share of each linear layer that is kept.")] = 0.3,
     runs: Annotated[
         Path, typer.Option(help="Where trainings are, or go; those of language.py will do.")
@@ -151,19 +161,36 @@ def main(
         more = byte_model.batches(seed + 5000, recovery, language.BATCH)
         masking = Masking(recovered, mask)
         masking.apply_()
-        after = went_on(recovered, more, recovery, RECOVERY_LR, masking, progress, "recovery")
+        after = went_on(recovered, more, recovery, lr, masking, None, progress, "recovery")
         console.print(f"masked {masked:.4f}, recovery {after}", highlight=False)
+
+        gradual = deepcopy(net)
+        annealing = Annealing(
+            gradual,
+            Target("rows", density, by=by.split()[0]),
+            Schedule(0, max(20, round(ANNEALED_BY * recovery)), 20, density),
+        )
+        more = byte_model.batches(seed + 5000, recovery, language.BATCH)
+        annealed = went_on(gradual, more, recovery, lr, annealing, ledger, progress, "annealing")
+        console.print(f"annealed {annealed}", highlight=False)
 
         torch.manual_seed(seed)
         small = byte_model.ByteModel(width, heads=HEADS)
         total = steps + recovery
         given = byte_model.batches(seed, total, language.BATCH)
-        scratch = went_on(small, given, total, language.LR, None, progress, f"width {width}")
+        scratch = went_on(small, given, total, language.LR, None, None, progress, f"width {width}")
     cells = (
         ("dense, as trained", f"{steps}", f"{multiplications(net):,}", f"{dense:.3f}", ""),
         ("masked, one shot", f"{steps}", f"{cost:,}", f"{masked:.3f}", f"{masked - dense:+.3f}"),
         ("compensated", f"{steps}", f"{cost:,}", f"{after[0][1]:.3f}", f"{after[0][1] - dense:+.3f}"),
         ("and recovered", f"{total}", f"{cost:,}", f"{after[-1][1]:.3f}", f"{after[-1][1] - dense:+.3f}"),
+        (
+            "annealed in stages",
+            f"{total}",
+            f"{cost:,}",
+            f"{annealed[-1][1]:.3f}",
+            f"{annealed[-1][1] - dense:+.3f}",
+        ),
         (
             f"width {width} from scratch",
             f"{total}",
@@ -181,6 +208,7 @@ def main(
         "density": density,
         "steps": steps,
         "recovery": recovery,
+        "lr": lr,
         "criterion": by,
         "training_loss_by_criterion": asked,
         "dense": dense,
@@ -188,6 +216,8 @@ def main(
         "compensated": after[0][1],
         "recovered": after[-1][1],
         "recovery_looks": after,
+        "annealed": annealed[-1][1],
+        "annealed_looks": annealed,
         "from_scratch": scratch[-1][1],
         "from_scratch_width": width,
         "from_scratch_looks": scratch,

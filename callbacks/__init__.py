@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradtrace.callbacks.huggingface import HFGradientLedger
     from gradtrace.callbacks.lightning import GradientLedger
+    from gradtrace.callbacks.structural_annealing import StructuralAnnealing
 
-__all__ = ["GradientLedger", "HFGradientLedger"]
+__all__ = ["GradientLedger", "HFGradientLedger", "StructuralAnnealing"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> object:
         from gradtrace.callbacks.huggingface import HFGradientLedger
 
         return HFGradientLedger
+    if name == "StructuralAnnealing":
+        from gradtrace.callbacks.structural_annealing import StructuralAnnealing
+
+        return StructuralAnnealing
     raise AttributeError(f"module 'gradtrace.callbacks' has no attribute {name!r}")

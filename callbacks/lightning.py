@@ -19,6 +19,7 @@ from typing_extensions import override
 from gradtrace.errors import GradtraceError, UnsupportedError
 from gradtrace.ledger.creation import check_destination
 from gradtrace.ledger.location import StorageOptions, storage_at
+from gradtrace.ledger.reader import Ledger
 from gradtrace.recorder.below.wanted import Word, check_below
 from gradtrace.recorder.budget import check_overhead
 from gradtrace.recorder.continuation import Checkpoint, continuation
@@ -34,7 +35,7 @@ from gradtrace.recorder.settings import (
 from gradtrace.recorder.summary import Summary
 from gradtrace.recorder.updates import refuse_optimizer
 
-__all__ = ["GradientLedger"]
+__all__ = ["GradientLedger", "planned_steps", "refuse_strategy"]
 
 
 class GradientLedger(Callback):
@@ -133,12 +134,18 @@ class GradientLedger(Callback):
         """What the recording amounts to so far; None before the first `fit`."""
         return None if self._recorder is None else self._recorder.summary()
 
+    def read(self) -> Ledger | None:
+        """Commit what is recorded so far and open it; several ranks must all ask. None where nothing is."""
+        if self._recorder is None or self._recorder.commit() == 0:
+            return None
+        return Ledger.open(self._recorder.path, storage_options=self._storage_options)
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fitting = stage == "fit"
         if not self._fitting:
             return
-        _refuse_strategy(trainer)
+        refuse_strategy(trainer)
         if not _dry(trainer):
             # Only what is foreign can be refused yet: an explicit ckpt_path is not known here, and with it a
             # ledger of ours may be the one to go on with.
@@ -176,7 +183,7 @@ class GradientLedger(Callback):
             resume_at=resume_at,
             storage_options=self._storage_options,
             together=together,
-            planned_steps=_planned_steps(trainer),
+            planned_steps=planned_steps(trainer),
             **self._settings,
         )
 
@@ -280,12 +287,14 @@ def _dry(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def _planned_steps(trainer: Trainer) -> int | None:
+def planned_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps that the whole training is to have; None if that is not known."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if 1 <= steps < float("inf") else None
 
 
-def _refuse_strategy(trainer: Trainer) -> None:
+def refuse_strategy(trainer: Trainer) -> None:
+    """Raise an UnsupportedError that names a strategy under which parameters are not what they seem."""
     strategy = trainer.strategy
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise UnsupportedError(

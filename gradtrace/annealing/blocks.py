@@ -7,7 +7,7 @@ the blocks fall apart, and then everything inside them is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def component_labels(mlp: Mlp, masks: Mapping[str, NDArray[np.bool_]]) -> Labels
 
 
 def blocks_of(
-    mlp: Mlp, masks: Mapping[str, NDArray[np.bool_]], reference: Mapping[str, Array], count: int
+    mlp: Mlp, masks: Mapping[str, NDArray[np.bool_]], reference: Mapping[str, NDArray[Any]], count: int
 ) -> Labels | None:
     """The `count` largest components as blocks 0 .. count - 1; None while there are fewer.
 
@@ -89,7 +89,7 @@ def blocks_of(
 
 
 def _affinity(
-    mlp: Mlp, labels: Labels, place: NDArray[np.int64], reference: Mapping[str, Array], count: int
+    mlp: Mlp, labels: Labels, place: NDArray[np.int64], reference: Mapping[str, NDArray[Any]], count: int
 ) -> Array:
     """(components, blocks): mean reference between the units of a component and those of a block."""
     total, pairs = np.zeros((len(place), count)), np.zeros((len(place), count))

@@ -19,7 +19,7 @@ from gradtrace.convert.masks import masks_by_name
 from gradtrace.recorder.shards import box_of, is_sharded
 from gradtrace.recorder.wrappers import bare_model, bare_optimizer
 
-__all__ = ["Masking"]
+__all__ = ["Masking", "local", "local_part_of"]
 
 
 class Masking:
@@ -38,11 +38,9 @@ class Masking:
         self._gone: dict[nn.Parameter, Tensor] = {}
         for name, (parameter, kept) in masks_by_name(bare_model(model), mask).items():
             assert isinstance(parameter, nn.Parameter)
-            box = box_of(name, parameter)
-            part = kept[tuple(slice(a, a + n) for a, n in zip(box.start, box.shape, strict=True))]
-            if not part.all():
-                held = _local(parameter)
-                self._gone[parameter] = torch.from_numpy(~part).reshape(held.shape).to(held.device)
+            gone = local_part_of(name, parameter, ~kept)
+            if gone.any():
+                self._gone[parameter] = gone
 
     @torch.no_grad()
     def apply_(self, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -61,7 +59,8 @@ class Masking:
                         _zero(value, gone)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, sharing its memory."""
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
@@ -69,7 +68,15 @@ def _local(tensor: Tensor) -> Tensor:
     return part
 
 
+def local_part_of(name: str, parameter: nn.Parameter, values: NDArray[Any]) -> Tensor:
+    """Of `values`, of the whole parameter's shape, what belongs to the part that this rank holds."""
+    box = box_of(name, parameter)
+    part = values[tuple(slice(a, a + n) for a, n in zip(box.start, box.shape, strict=True))]
+    held = local(parameter)
+    return torch.from_numpy(np.ascontiguousarray(part)).reshape(held.shape).to(held.device)
+
+
 def _zero(tensor: Tensor, gone: Tensor) -> None:
-    part = _local(tensor)
+    part = local(tensor)
     place = gone if part.device == gone.device else gone.to(part.device)
     part.masked_fill_(place, 0)

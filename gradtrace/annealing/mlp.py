@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from torch import nn
@@ -113,7 +114,7 @@ def _joined(layers: list[list[LinearUse]], weights: dict[int, str]) -> Mlp | Non
     if len(layers) < 2 or any(len(one) != 1 for one in sides):
         return None
     shapes = [next(iter(one)) for one in sides]
-    if any(before[0] != after[1] for before, after in zip(shapes, shapes[1:], strict=False)):
+    if any(before[0] != after[1] for before, after in pairwise(shapes)):
         return None
     named = tuple(tuple(weights[id(use.parameter)] for use in layer) for layer in layers)
     lying = frozenset(weights[id(use.parameter)] for layer in layers for use in layer if use.inputs_first)

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["SHAPES", "Shape", "Schedule", "step_of"]
+__all__ = ["SHAPES", "Schedule", "Shape", "step_of"]
 
 Shape: TypeAlias = Literal["cubic", "linear"]
 SHAPES: tuple[Shape, ...] = ("cubic", "linear")
@@ -54,7 +54,7 @@ class Schedule:
             raise InvalidValueError("shape", expected=f"one of {', '.join(SHAPES)}", got=repr(self.shape))
 
     def stage_at(self, step: int) -> int:
-        """The stage that is due once `step` optimizer steps are done: 0 before `begin`; it goes on after `end`."""
+        """The stage due once `step` optimizer steps are done: 0 before `begin`; it goes on after `end`."""
         if step <= self.begin:
             return 0
         return (step - self.begin) * self.stages // (self.end - self.begin)
@@ -71,8 +71,8 @@ def step_of(name: str, value: float, steps: int | None) -> int:
     Raises:
         InvalidValueError: it is neither, or a share where it is not known how many steps there will be.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value:
-        raise InvalidValueError(name, expected="a share of the training or a number of steps", got=repr(value))
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise InvalidValueError(name, expected="a share of the training or a step", got=repr(value))
     if isinstance(value, int):
         return value
     if value > 1:
