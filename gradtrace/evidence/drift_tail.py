@@ -132,6 +132,8 @@ class _Lookup(NamedTuple):
         np.take(self.table, (ratio * self.scale).astype(np.int32), mode="clip", out=out)
         aside = np.flatnonzero(out == _ASIDE)
         out[aside] = np.searchsorted(self.edges, ratio[aside], side="right")
+        # p = 1 is a cell of its own, R = 0; the table's first step leaves it out, for many lie there.
+        np.multiply(out, ratio > 0, out=out)
         return out
 
 
@@ -145,8 +147,7 @@ def _lookup(windows: int, few: bool) -> _Lookup:
         edges = np.where(np.isfinite(t), t / np.sqrt((windows - 1 + t**2) / windows), np.inf)
         if few:
             edges = np.maximum(edges, np.sqrt(-np.log2(tail)))
-    # p = 1 is a cell of its own, R = 0.
-    edges[0] = np.nextafter(0.0, 1.0)
+    edges[0] = 0.0
     edges = np.maximum.accumulate(np.where(np.isnan(edges), np.inf, edges))
     bounds = np.arange(_STEPS + 1) * (np.sqrt(windows) / _STEPS)
     low = np.searchsorted(edges, bounds[:-1], side="right")
