@@ -29,6 +29,7 @@ class _Layer(ctypes.Structure):
         ("dead_count", ctypes.c_int64),
         ("in_features", ctypes.c_int64),
         ("longest", ctypes.c_int64),
+        ("longest_n", ctypes.c_int64),
     )
 
 
@@ -86,6 +87,7 @@ class LayerTable:
             dead_count=tensors[-1].numel(),
             in_features=in_features,
             longest=max((block[4] for block in blocks), default=0),
+            longest_n=max((block[3] for block in blocks), default=0),
         )
         return cls(ctypes.addressof(layer), work[-1], (layer, *tensors))
 

@@ -24,6 +24,7 @@ from gradtrace.errors import UnsupportedError
 from gradtrace.kernels.activations import activate, check_activation, derivative
 from gradtrace.kernels.optional_triton import triton
 from gradtrace.kernels.routed_arguments import checked_routing
+from gradtrace.kernels.routed_gradients import gradients
 from gradtrace.kernels.routed_linear_cpu import compiled_products, routed_linear_cpu
 from gradtrace.kernels.routed_linear_reference import routed_linear_plain
 from gradtrace.kernels.routed_linear_triton import routed_linear_triton
@@ -157,25 +158,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if times is not None:
             grad_times, grad = grad * activate(z, ctx.activation), grad * times
         grad = grad * derivative(z, ctx.activation)
-    flat_x, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    shapes = list(zip(ctx.output_sizes, ctx.input_sizes, strict=True))
-    flat = weight.split([n * k for n, k in shapes])
-    matrices = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
-    sources, targets = inputs.split(ctx.input_sizes), outputs.split(ctx.output_sizes)
-    grads = [flat_grad.index_select(1, target) for target in targets]
-    grad_x = grad_weight = None
-    if need_x:
-        grad_x = torch.zeros_like(flat_x)
-        for part, matrix, source in zip(grads, matrices, sources, strict=True):
-            grad_x = grad_x.index_add(1, source, part @ matrix)
-        grad_x = grad_x.view(x.shape)
-    if need_weight:
-        parts = [
-            (part.t() @ flat_x.index_select(1, source)).reshape(-1)
-            for part, source in zip(grads, sources, strict=True)
-        ]
-        grad_weight = torch.cat(parts) if parts else torch.zeros_like(weight)
-    grad_bias = flat_grad.sum(0) if bias is not None and need_bias else None
+    grad_x, grad_weight = gradients(
+        x, weight, inputs, outputs, ctx.input_sizes, ctx.output_sizes, grad, (need_x, need_weight)
+    )
+    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if bias is not None and need_bias else None
     return grad_x, grad_weight, grad_bias, None, None, None, None, None, None, grad_times
 
 

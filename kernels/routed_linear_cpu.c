@@ -50,7 +50,7 @@ struct layer {
     const int32_t *outputs;
     const int32_t *dead;    /* outputs in no block */
     int64_t tiles_count, dead_count, in_features;
-    int64_t longest;        /* of all k */
+    int64_t longest, longest_n; /* of all k and of all n */
 };
 
 struct call {
@@ -212,6 +212,12 @@ static void turn(const struct call *call, int64_t first, int64_t width, float *p
     }
 }
 
+/* To a number of values that fills vectors. */
+INLINE void add(float *values, int64_t count, float offset) {
+    for (int64_t i = 0; i < count; i += LANES)
+        store(values + i, load(values + i) + offset);
+}
+
 /* Where the results of a tile's rows go. */
 struct target {
     const int32_t *outputs;
@@ -224,8 +230,7 @@ static void put(const struct call *call, struct target target, int64_t first, in
     const float *offset = call->bias;
     if (call->activation) {
         for (int64_t row = 0; offset && row < target.rows; row++)
-            for (int64_t token = 0; token < width; token += LANES)
-                store(sums + row * width + token, load(sums + row * width + token) + offset[target.outputs[row]]);
+            add(sums + row * width, width, offset[target.outputs[row]]);
         offset = NULL;
         activate(call->activation, sums, target.rows * width);
     }
@@ -316,6 +321,21 @@ INLINE void panel_rows(const int tall, const int deep, const float *weight, int6
         }
 }
 
+/* As many rows as there are. */
+INLINE void all_rows(const int deep, const float *weight, int64_t k, int64_t rows, const int32_t *inputs,
+                     const float *panel, float *sums) {
+    for (int64_t r = 0; r < rows;) {
+        float *to = sums + r * deep * LANES;
+        if (rows - r > 1) {
+            panel_rows(TALL, deep, weight + r * k, k, rows - r - 1, inputs, panel, to);
+            r += TALL;
+        } else {
+            panel_rows(1, deep, weight + r * k, k, 0, inputs, panel, to);
+            r += 1;
+        }
+    }
+}
+
 INLINE void panel_tiles(const int deep, const struct call *call, int64_t first, int64_t begin, int64_t end,
                         const float *panel) {
     const struct layer *layer = call->layer;
@@ -325,16 +345,7 @@ INLINE void panel_tiles(const int deep, const struct call *call, int64_t first, 
         const int64_t k = block[4], left = block[3] - row, rows = left < TILE ? left : TILE;
         const float *weight = call->weight + block[2] + row * k;
         const int32_t *inputs = layer->inputs + block[0];
-        for (int64_t r = 0; r < rows;) {
-            float *to = sums + r * deep * LANES;
-            if (rows - r > 1) {
-                panel_rows(TALL, deep, weight + r * k, k, rows - r - 1, inputs, panel, to);
-                r += TALL;
-            } else {
-                panel_rows(1, deep, weight + r * k, k, 0, inputs, panel, to);
-                r += 1;
-            }
-        }
+        all_rows(deep, weight, k, rows, inputs, panel, sums);
         put(call, (struct target){layer->outputs + block[1] + row, rows, (block[5] & 2) != 0}, first, deep * LANES,
             sums);
     }
@@ -532,6 +543,135 @@ void gradtrace_routed_linear(void *given) {
                 panel_tiles(1, call, first, begin, end, scratch);
             else
                 panel_tiles(DEEP, call, first, begin, end, scratch);
+        }
+    }
+    free(memory);
+}
+
+/* All blocks of an MLP: what is hidden lies in the order of the blocks, and is private to each. */
+struct mlp {
+    const struct layer *up, *down; /* the same blocks in both; no output lies in two */
+    const float *x, *up_weight, *gate_weight, *down_weight; /* gate_weight may be NULL, so may the biases */
+    const float *up_bias, *gate_bias, *down_bias;
+    float *y;
+    const int64_t *work; /* (S + 1,) multiplications of the blocks before */
+    int64_t blocks, tokens, x_row, y_row, parts, claimed;
+    int32_t activation, failed;
+};
+
+/* hidden[unit][token] of one block, or of its gate. */
+INLINE void hidden_rows(const int deep, const struct layer *up, const int64_t *block, const float *weight,
+                        const float *bias, const float *panel, float *hidden) {
+    all_rows(deep, weight + block[2], block[4], block[3], up->inputs + block[0], panel, hidden);
+    for (int64_t row = 0; bias && row < block[3]; row++)
+        add(hidden + row * deep * LANES, deep * LANES, bias[block[1] + row]);
+}
+
+static void multiply(float *values, const float *times, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        values[i] *= times[i];
+}
+
+INLINE void mlp_panel(const int deep, const struct mlp *mlp, const struct call *call, int64_t first, int64_t begin,
+                      int64_t end, const float *panel, float *hidden) {
+    float sums[TILE * PANEL], *gate = hidden + mlp->up->longest_n * PANEL;
+    for (int64_t number = begin; number < end; number++) {
+        const int64_t *up = mlp->up->blocks + 6 * number, *down = mlp->down->blocks + 6 * number, m = up[3];
+        hidden_rows(deep, mlp->up, up, mlp->up_weight, mlp->up_bias, panel, hidden);
+        if (mlp->gate_weight)
+            hidden_rows(deep, mlp->up, up, mlp->gate_weight, mlp->gate_bias, panel, gate);
+        activate(mlp->activation, mlp->gate_weight ? gate : hidden, m * deep * LANES);
+        if (mlp->gate_weight)
+            multiply(hidden, gate, m * deep * LANES);
+        for (int64_t row = 0; row < down[3]; row += TILE) {
+            const int64_t rows = down[3] - row < TILE ? down[3] - row : TILE;
+            /* The inputs of the first block are 0, 1, ..: what is hidden lies from 0 on for every block. */
+            all_rows(deep, mlp->down_weight + down[2] + row * m, m, rows, mlp->down->inputs, hidden, sums);
+            put(call, (struct target){mlp->down->outputs + down[1] + row, rows, (down[5] & 2) != 0}, first,
+                deep * LANES, sums);
+        }
+    }
+}
+
+static void mlp_few(const struct mlp *mlp, int64_t begin, int64_t end, float *gathered, float *hidden) {
+    const int64_t tokens = mlp->tokens;
+    float *gate = hidden + mlp->up->longest_n * FEW;
+    for (int64_t number = begin; number < end; number++) {
+        const int64_t *up = mlp->up->blocks + 6 * number, *down = mlp->down->blocks + 6 * number;
+        const int64_t k = up[4], m = up[3];
+        int64_t x_row = mlp->x_row;
+        const float *x = beside(mlp->x, &x_row, tokens, mlp->up->inputs + up[0], k, up[5] & 1, 1, gathered);
+        for (int gated = 0; gated < (mlp->gate_weight ? 2 : 1); gated++) {
+            const float *bias = gated ? mlp->gate_bias : mlp->up_bias;
+            float *to = gated ? gate : hidden;
+            dots((gated ? mlp->gate_weight : mlp->up_weight) + up[2], k, m, x, x_row, tokens, to, m);
+            for (int64_t t = 0; bias && t < tokens; t++)
+                for (int64_t i = 0; i < m; i++)
+                    to[t * m + i] += bias[up[1] + i];
+        }
+        activate(mlp->activation, mlp->gate_weight ? gate : hidden, m * tokens);
+        if (mlp->gate_weight)
+            multiply(hidden, gate, m * tokens);
+        for (int64_t row = 0; row < down[3]; row += TILE) {
+            const int64_t rows = down[3] - row < TILE ? down[3] - row : TILE;
+            const int32_t *outputs = mlp->down->outputs + down[1] + row;
+            float lines[FEW * TILE];
+            dots(mlp->down_weight + down[2] + row * m, m, rows, hidden, m, tokens, lines, TILE);
+            for (int64_t t = 0; t < tokens; t++)
+                for (int64_t i = 0; i < rows; i++)
+                    mlp->y[t * mlp->y_row + outputs[i]] =
+                        lines[t * TILE + i] + (mlp->down_bias ? mlp->down_bias[outputs[i]] : 0.0f);
+        }
+    }
+}
+
+/* The first block of a part: parts hold like amounts of work. */
+static int64_t mlp_begin(const struct mlp *mlp, int64_t part) {
+    const double wanted = (double)mlp->work[mlp->blocks] * (double)part / (double)mlp->parts;
+    int64_t block = 0;
+    while (block < mlp->blocks && (double)mlp->work[block] < wanted)
+        block++;
+    return block;
+}
+
+/* What each thread runs, alone or in a team. */
+void gradtrace_routed_mlp(void *given) {
+    struct mlp *mlp = given;
+    const int few = mlp->tokens <= FEW;
+    const int64_t panels = few ? 1 : (mlp->tokens + PANEL - 1) / PANEL, width = few ? FEW : PANEL;
+    const int64_t features = few ? mlp->up->longest : mlp->up->in_features;
+    const struct call call = {.layer = mlp->down, .x = mlp->x, .bias = mlp->down_bias, .y = mlp->y,
+                              .tokens = mlp->tokens, .x_row = mlp->x_row, .y_row = mlp->y_row};
+    /* Turned by the features of the input, which the layer above knows. */
+    const struct call above = {.layer = mlp->up, .x = mlp->x, .tokens = mlp->tokens, .x_row = mlp->x_row};
+    void *memory = NULL;
+    float *scratch = NULL;
+    int64_t turned = -1;
+    for (;;) {
+        const int64_t slot = __atomic_fetch_add(&mlp->claimed, 1, __ATOMIC_RELAXED);
+        if (slot >= panels * mlp->parts)
+            break;
+        if (!memory && !(scratch = room((size_t)(features + 2 * mlp->up->longest_n) * width, &memory))) {
+            __atomic_store_n(&mlp->failed, 1, __ATOMIC_RELAXED);
+            return;
+        }
+        float *hidden = scratch + features * width;
+        const int64_t panel = slot / mlp->parts, part = slot % mlp->parts;
+        const int64_t begin = mlp_begin(mlp, part), end = mlp_begin(mlp, part + 1);
+        const int64_t first = panel * PANEL, left = mlp->tokens - first;
+        if (part == 0)
+            put_dead(&call, first, few || left < PANEL ? mlp->tokens : first + PANEL);
+        if (few)
+            mlp_few(mlp, begin, end, scratch, hidden);
+        else {
+            const int shallow = left <= LANES;
+            if (turned != panel)
+                turn(&above, first, shallow ? LANES : PANEL, scratch);
+            turned = panel;
+            if (shallow)
+                mlp_panel(1, mlp, &call, first, begin, end, scratch, hidden);
+            else
+                mlp_panel(DEEP, mlp, &call, first, begin, end, scratch, hidden);
         }
     }
     free(memory);

@@ -1,8 +1,8 @@
 """`routed_linear` in Triton: one launch for all sub-operators, whatever their sizes.
 
-The formula is in `gradtrace.kernels.routed_linear`. A schedule cuts every sub-operator into tiles of rows, the
-longest products first; as many programs as fill the device take turns with them, so that what is left at
-the end is short. Inputs are gathered inside the product; where every sub-operator reads and writes consecutive
+The formula is in `gradtrace.kernels.routed_linear`. A schedule cuts every sub-operator into tiles of rows,
+the longest products first; as many programs as fill the device take turns with them: what is left at the
+end is short. Inputs are gathered inside the product; where every sub-operator reads and writes consecutive
 features (folded permutations), no index is read at all. For one token a program streams its rows of the
 weights against x. Where there are too few tiles to fill the device, long products are cut in depth as well
 (split-K): each piece writes sums of its own, which are added afterwards, the same bits every time.

@@ -69,7 +69,9 @@ class Routing:
     out_features: int
     device: torch.device
     tiles: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """Tile schedules of the Triton kernels, by what they depend on."""
+    """Tile schedules of the Triton kernel, by what they depend on."""
+    joined: dict[int, tuple[Routing, Tensor]] = field(default_factory=dict)
+    """By the id of another plan, which is kept so that the id stays its own: what depends on both."""
 
     @cached_property
     def indices(self) -> tuple[Tensor, Tensor]:

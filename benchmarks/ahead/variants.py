@@ -9,6 +9,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from gradtrace.kernels import routed_mlp_triton
 from gradtrace.kernels.accumulate_triton import _PARTS, _SIZE, _WARPS, _accumulate_kernel
 from gradtrace.kernels.routed_linear_triton import FORMS, Form, _routed_linear_kernel
 
@@ -40,6 +41,7 @@ def variants() -> Iterator[Variant]:
     """All of them."""
     yield from _accumulate()
     yield from _routed_linear()
+    yield from _routed_mlp()
 
 
 def _accumulate() -> Iterator[Variant]:
@@ -109,3 +111,24 @@ def _routed(problem: str, given: str, form: Form, way: str, loads: str) -> Varia
 
 def _said(form: Form) -> str:
     return f"{form.tokens} x {form.rows} x {form.depth}"
+
+
+def _routed_mlp() -> Iterator[Variant]:
+    for dtype in ("fp32", "bf16", "fp16"):
+        for outputs in (16, 64):
+            for gated in (False, True):
+                signature = dict.fromkeys(
+                    ("x", "up", "gate", "down", "up_bias", "gate_bias", "down_bias", "y"), f"*{dtype}"
+                )
+                signature |= {"inputs": "*i32", "outputs": "*i32", "blocks": "*i64", "tokens": "i32"}
+                signature |= {"x_row": "i64", "y_row": "i64"}
+                constants = {
+                    "x_column": 1, "HAS_UP_BIAS": True, "GATED": gated, "HAS_GATE_BIAS": gated,
+                    "HAS_DOWN_BIAS": True, "ACTIVATION": "silu" if gated else "gelu", "WIDEN": False,
+                    "PRECISION": "ieee", "TOKENS": routed_mlp_triton.TOKENS,
+                    "HIDDEN": routed_mlp_triton.HIDDEN, "OUTPUTS": outputs,
+                    "DEPTH": routed_mlp_triton.DEPTH,
+                }  # fmt: skip
+                name = f"routed_mlp {dtype}, {outputs} outputs a block" + (", gate" if gated else "")
+                kernel, warps = routed_mlp_triton._routed_mlp_kernel, routed_mlp_triton.WARPS
+                yield Variant(kernel, name, signature, constants, warps, 3, ("x", "y", "x_row", "y_row"))

@@ -16,7 +16,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("name", ["test_accumulate_sums.py", "test_routed_sums.py"])
+@pytest.mark.parametrize(
+    "name", ["test_accumulate_sums.py", "test_routed_sums.py", "test_routed_mlp_sums.py"]
+)
 def test_interpreted_kernels_pass_every_numerical_test(name: str) -> None:
     command = [
         sys.executable,
