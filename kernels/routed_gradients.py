@@ -24,9 +24,9 @@ def gradients(
     """Those of x and of the flat weight, where `wanted`; `grad` (..., out_features) is that of the sums."""
     flat_x, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     shapes = list(zip(output_sizes, input_sizes, strict=True))
-    flat = weight.split([n * k for n, k in shapes])
+    flat = torch.split(weight, [n * k for n, k in shapes])
     matrices = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
-    sources, targets = inputs.split(input_sizes), outputs.split(output_sizes)
+    sources, targets = torch.split(inputs, input_sizes), torch.split(outputs, output_sizes)
     grads = [flat_grad.index_select(1, target) for target in targets]
     grad_x = grad_weight = None
     if wanted[0]:
