@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python benchmarks/routed_linear.py
 	$(BIN)/python benchmarks/compensation.py
+	$(BIN)/python benchmarks/reordering.py
 	$(INSTALL) -e ".[bench]"
 	$(INSTALL) --no-deps backpack-for-pytorch  # without its torchvision, which must match the build of torch
 	$(BIN)/python benchmarks/overhead.py

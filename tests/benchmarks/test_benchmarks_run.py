@@ -12,7 +12,9 @@ import language
 import ledger_io
 import overhead
 import pytest
+import reordering
 import routed_linear
+from reordered import masks
 
 
 def test_overhead_times_watchers_in_turns(
@@ -84,3 +86,31 @@ def test_routed_linear_times_layers_beside_their_peers_and_judges_them(
     said = capsys.readouterr().out
     assert "Speed over dense as a share of 1/density: median" in said
     assert said.count("x or more") == 1
+
+
+def test_reordering_times_methods_and_judges_the_planner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(masks, "ELEMENTS", (0.1,))
+    monkeypatch.setattr(masks, "LARGE", (96, 96))
+    monkeypatch.setattr(reordering, "planted_masks", lambda seed: masks.planted_masks(seed, side=128))
+    monkeypatch.setattr(reordering, "SHAPES", ((64, 96),))
+    monkeypatch.setattr(reordering, "TOKENS", (9,))
+    out = tmp_path / "figures.json"
+    reordering.main(run=None, seconds=0.01, threads=1, out=out)
+    figures = json.loads(out.read_text())
+    sources = {row["source"] for row in figures["reordering"]}
+    methods = {row["method"] for row in figures["reordering"]}
+    assert sources == {"random", "planted"}
+    assert {
+        "natural 16",
+        "greedy 16",
+        "hypergraph 64",
+        "block-triangular",
+        "co-clusters, spectral",
+    } <= methods
+    assert all(row["saved"] == 0 for row in figures["reordering"] if row["method"] == row["natural"])
+    assert len(figures["planning"]) == 9
+    assert all(case["regret"] >= 0 for case in figures["planning"])
+    assert all(case["chosen"] in case["seconds"] for case in figures["planning"])
+    assert "Where the planner chose worst" in capsys.readouterr().out
