@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from gradtrace.commands.anneal import anneal
 from gradtrace.commands.assess import assess
 from gradtrace.commands.compare import compare
 from gradtrace.commands.convert import convert
@@ -57,6 +58,7 @@ for command in (
     compare,
     explain,
     estimate,
+    anneal,
     plan,
     convert,
     merge,
