@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradtrace.errors import GradtraceError
 from gradtrace.evidence.confirm import METHODS
 from gradtrace.evidence.criterion import criterion
-from gradtrace.evidence.definition import Study
+from gradtrace.evidence.definition import Array, Finding, Study
 from gradtrace.evidence.gathering import gathering_of
 from gradtrace.evidence.kept_weights import KeptWeights
 from gradtrace.evidence.question import Question
@@ -83,21 +83,28 @@ def _answers(share: Share) -> Iterator[Answer]:
             np.greater(totals["events"], 0, out=supported[part])
             if part.stop == size:
                 with np.errstate(over="ignore", invalid="ignore"):
-                    tested = testing.finding()
-                    check_scores(name, tested.score, test.name)
-                    evidence: Any = tested.evalue if asked.method == "e-bh" else tested.pvalue
-                    learned = METHODS[asked.method](evidence, asked.q)
-                    del tested, testing
-                    scores = scoring.finding().score
+                    # What is done with is let go: of a large parameter each is a good part of the memory.
+                    learned = _learned(asked, name, testing.finding())
+                    del testing
+                    matters = _matters(asked, name, scoring.finding().score)
                     del scoring
-                check_scores(name, scores, by.name)
-                if asked.density is None or asked.scope == "global":
-                    matters = scores > 0
-                else:
-                    matters = best_of(scores, asked.density, asked.scope, asked.granularity)
-                yield Answer(name, np.packbits(matters), np.packbits(learned), np.packbits(supported))
+                yield Answer(name, matters, learned, np.packbits(supported))
+                del supported
     except GradtraceError:
         # That a chunk is damaged is seen at its end: then nothing of what was made of it is worth a word.
         for _ in blocks:
             pass
         raise
+
+
+def _learned(asked: Question, name: str, tested: Finding) -> NDArray[np.uint8]:
+    check_scores(name, tested.score, criterion(asked.test).name)
+    evidence: Any = tested.evalue if asked.method == "e-bh" else tested.pvalue
+    return np.packbits(METHODS[asked.method](evidence, asked.q))
+
+
+def _matters(asked: Question, name: str, scores: Array) -> NDArray[np.uint8]:
+    check_scores(name, scores, criterion(asked.by).name)
+    if asked.density is None or asked.scope == "global":
+        return np.packbits(scores > 0)
+    return np.packbits(best_of(scores, asked.density, asked.scope, asked.granularity))

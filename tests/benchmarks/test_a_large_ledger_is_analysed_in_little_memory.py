@@ -14,7 +14,7 @@ import pytest
 import gradtrace as gt
 
 SIZE, WIDTH = 6_000_000, 512
-MEGABYTES = 40  # all sums of the ledger, as float64, are 288; of its masks and reasons alone there are 12
+MEGABYTES = 30  # all sums of the ledger, as float64, are 288; of its masks and reasons alone there are 12
 
 
 @pytest.fixture(scope="module")
