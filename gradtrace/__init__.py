@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradtrace.comparison.comparison import Comparison
     from gradtrace.convert.anneal import anneal
     from gradtrace.convert.compensate import compensate_, compensation
+    from gradtrace.convert.folding import folding
     from gradtrace.convert.measured_moments import input_moments
     from gradtrace.convert.placed import place_
     from gradtrace.convert.planning import plan
@@ -67,6 +68,7 @@ __all__ = [
     "criteria",
     "estimate",
     "explain",
+    "folding",
     "input_moments",
     "load",
     "place_",
@@ -103,6 +105,7 @@ _HOME = {
     "criteria": "evidence.criterion",
     "estimate": "estimation.estimate",
     "explain": "evidence.explain",
+    "folding": "convert.folding",
     "input_moments": "convert.measured_moments",
     "load": "convert.saving",
     "place_": "convert.placed",

@@ -57,6 +57,15 @@ class LinearLayer:
         return value.T if self.inputs_first else value
 
     @property
+    def bias(self) -> Tensor | None:
+        """The b (outputs,), a view without gradient, or None."""
+        whole: Tensor | None = self.module._parameters.get(self.bias_leaf)
+        if whole is None:
+            return None
+        whole = whole.detach()
+        return whole if self.bias_rows is None else whole[self.bias_rows[0] : self.bias_rows[1]]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
         if isinstance(self.module, nn.Linear):

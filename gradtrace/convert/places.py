@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from torch import nn
 
-__all__ = ["Places", "places_of", "put"]
+__all__ = ["Places", "held_times", "places_of", "put"]
 
 Places = tuple[tuple[nn.Module, str], ...]
 """Every (parent, attribute) that holds a module."""
@@ -19,6 +19,16 @@ def places_of(model: nn.Module) -> dict[int, Places]:
         for attribute, child in module._modules.items():
             if child is not None:
                 found[id(child)] += ((module, attribute),)
+    return found
+
+
+def held_times(model: nn.Module) -> dict[int, int]:
+    """How many modules hold each parameter, by its id."""
+    found: dict[int, int] = defaultdict(int)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found[id(parameter)] += 1
     return found
 
 
