@@ -26,11 +26,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from machine import processor
 from numpy.typing import NDArray
 from reordered.masks import LAYERS, Named, planted_masks, random_masks, trained_masks
 from reordered.methods import NATURAL, found
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from routed_linear import in_turns, processor, ratios, spread
+from routed_linear import in_turns, ratios, spread
 from torch import nn
 from torch.nn import functional
 

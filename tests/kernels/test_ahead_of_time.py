@@ -20,7 +20,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", list(variants()), ids=lambda variant: variant.name)
 def test_a_kernel_compiles_and_spills_nothing(variant: Variant, target: str) -> None:
     try:
         usage = usage_of(variant, TARGETS[target])
