@@ -1,7 +1,7 @@
 """The density to which a budget of time or of loss leads.
 
 Densities are the multiples of 1/256. A search halves an interval between a density that fits and one that
-does not, so that the one found fits and its neighbour does not; where more kept always takes longer and never
+does not, so that the one found fits and its neighbour does not; where more kept never takes less time or
 loses more, it is the largest that meets the time, or the smallest that meets the loss.
 """
 
@@ -22,6 +22,7 @@ __all__ = ["within_latency", "within_loss"]
 
 STEPS = 256
 _ROUNDS = 8
+_NEARLY = 0.95
 
 Selected = Callable[[float], Mask]
 
@@ -29,17 +30,19 @@ Selected = Callable[[float], Mask]
 def within_latency(
     at: Selected, plan_of: Callable[[Mask, bool], Plan], seconds: float, *, refuse: bool
 ) -> Plan:
-    """The plan of the largest density whose layers together take at most `seconds`.
+    """The plan of a density whose layers together take at most `seconds`, and nearly that.
 
-    A layer takes what is measured where `plan_of(mask, True)` measures it, else what is predicted; the search
-    goes by predictions (`plan_of(mask, False)`), each times the slowest that measured / predicted has been in
-    this layer. What was refused for being measured no faster than dense is taken to have measured as fast.
+    A layer takes what is measured where `plan_of(mask, True)` measures it, else what is predicted. Densities
+    are proposed by predictions (of `plan_of(mask, False)`, which refuses nothing), each times what measured /
+    predicted was in this layer at the last proposal, until one takes 95% of the time, or no larger one is
+    proposed. What was refused for being measured no faster than dense is taken to have measured as fast.
 
     Raises:
         InvalidValueError: no density is fast enough.
     """
     slower: dict[str, float] = {}
     tried: list[float] = []
+    best, good, bad = None, 0, STEPS + 1
 
     def expected(density: float) -> float:
         layers = plan_of(at(density), False)
@@ -48,17 +51,24 @@ def within_latency(
     for _ in range(_ROUNDS):
         fast = expected(1.0) <= seconds
         step = STEPS if fast else _boundary(lambda k: expected(k / STEPS) <= seconds, 0, STEPS)
-        if not step:
+        step = min(step, bad - 1)
+        if step <= good:
             break
         hoped, found = plan_of(at(step / STEPS), False), plan_of(at(step / STEPS), True)
         taken = sum(_taken(layer) for layer in found.values())
         tried.append(taken)
         if taken <= seconds:
+            best, good = found, step
             found.provenance["budget"] = {"max_latency": seconds, "density": step / STEPS, "seconds": taken}
-            return found
+            if taken >= _NEARLY * seconds:
+                break
+        else:
+            bad = step
         for name, layer in found.items():
-            if hoped[name].choice != DENSE and hoped[name].predicted:
-                slower[name] = max(slower.get(name, 1.0), _taken(layer) / hoped[name].predicted)
+            if _promises(hoped[name]):
+                slower[name] = _taken(layer) / hoped[name].predicted
+    if best is not None:
+        return best
     raise InvalidValueError(
         "max_latency",
         expected=f"at least {min(tried, default=expected(1 / STEPS)):.3g}, the fastest that was found",
@@ -104,8 +114,13 @@ def _boundary(fits: Callable[[int], bool], good: int, bad: int) -> int:
     return good
 
 
+def _promises(layer: LayerPlan) -> bool:
+    # What multiplies as much as dense does is refused whatever it measures.
+    return layer.choice != DENSE and 0 < layer.weights < layer.mask.size
+
+
 def _expected(layer: LayerPlan, slower: float, *, refuse: bool) -> float:
-    if layer.choice == DENSE:
+    if layer.choice == DENSE or (refuse and layer.weights >= layer.mask.size):
         return layer.dense
     seconds = layer.predicted * slower
     return min(seconds, layer.dense) if refuse else seconds

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 from torch.distributed import ProcessGroup
 
-from gradtrace.convert.linears import nearest
+from gradtrace.convert.linears import linears, nearest
 from gradtrace.convert.model import check_model
 from gradtrace.convert.placed_linear import PlacedLinear, writing_part
 from gradtrace.convert.routed_linear import RoutedLinear
@@ -85,10 +85,10 @@ def _layers(model: nn.Module, placement: Placement, world: int) -> dict[str, Rou
             remedy=f"make it with gt.placement(plan, {world})",
         )
     modules = {canonical(name): module for name, module in model.named_modules()}
-    layers = {}
+    dense, layers = linears(model), {}
     for name, on_ranks in placement.layers.items():
         module = modules.get(name)
-        if isinstance(module, nn.Linear):
+        if name in dense:
             raise StateError(f"layer '{name}' is not converted yet", remedy="call gt.convert_ first")
         if module is not None and any(isinstance(child, RoutedLinear) for child in module.children()):
             raise StateError(

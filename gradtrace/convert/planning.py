@@ -54,8 +54,8 @@ def plan(
     as `select` does, in the linear layers that can be replaced:
 
     - `density`: this share.
-    - `max_latency`: the largest share at which all linear layers together take at most so many seconds, as
-      measured, or as predicted where a layer stays dense.
+    - `max_latency`: the largest share that is found at which all linear layers together take at most so many
+      seconds, as measured, or as predicted where a layer stays dense.
     - `max_loss_increase`: the smallest share at which `validate`, model -> held-out loss, says at most so
       much more of the masked model (in eval mode; eight masks are tried) than of the dense one. `convert_`
       with `masked=True` makes that model; without, layers that stay dense keep all.
@@ -79,7 +79,7 @@ def plan(
         return selected(model, mask, share, scope, granularity)
 
     def plan_of(chosen: Mask, measured: bool) -> Plan:
-        return _planned(model, chosen, tokens, refuse, measured=measured)
+        return _planned(model, chosen, tokens, refuse and measured, measured=measured)
 
     if density is not None:
         found, told = plan_of(at(density), True), {"density": density}

@@ -36,6 +36,18 @@ class Gated(nn.Module):
         return out
 
 
+class Attending(nn.Module):
+    """Self-attention, whose four projections are layers of the plan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDE, 1, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return out
+
+
 def blocks(count: int, seed: int = 0) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of an up and a down layer in blocks, with dead hidden units and a hidden unit of one side."""
     draw = np.random.default_rng(seed)
@@ -75,6 +87,11 @@ def made(case: str) -> tuple[nn.Module, gt.Plan, list[tuple[str, ...]]]:
     if case == "gated":
         plan = {"gate": components_of(up), "up": components_of(up), "down": components_of(down)}
         return Gated(), gt.Plan(plan), [("gate", "up", "down")]
+    if case == "attention":
+        draw = np.random.default_rng(2)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        kept = {f"attention.{name}": draw.random((WIDE, WIDE)) < 0.4 for name in names}
+        return Attending(), gt.Plan({name: groups_of(mask, 8) for name, mask in kept.items()}), joint
     if case == "scattered":
         draw = np.random.default_rng(1)
         up, down = (draw.random(mask.shape) < 0.3 for mask in (up, down))

@@ -13,7 +13,9 @@ from gradtrace.errors import InvalidValueError, StateError
 Launch = Callable[..., list[str]]
 
 
-@pytest.mark.parametrize("case", ["blocks", "gated", "disjoint", "scattered", "one block", "frozen"])
+@pytest.mark.parametrize(
+    "case", ["blocks", "gated", "disjoint", "scattered", "one block", "frozen", "attention"]
+)
 def test_outputs_and_gradients_are_those_of_one_process(launch: Launch, case: str) -> None:
     first, second = launch(case, ranks=2, script="placed_model.py")
     held = [[int(line.split()[1]) for line in told.splitlines()] for told in (first, second)]
