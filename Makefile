@@ -33,7 +33,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/ledger_io.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/planted.py
+	$(BIN)/python benchmarks/aot.py
+	$(BIN)/python benchmarks/accumulate.py
 	$(BIN)/python benchmarks/routed_linear.py
+	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/compensation.py
 	$(BIN)/python benchmarks/reordering.py
 	$(INSTALL) -e ".[bench]"

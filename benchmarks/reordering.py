@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from reordered.masks import LAYERS, Named, planted_masks, random_masks, trained_masks
 from reordered.methods import NATURAL, found
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from routed_linear import in_turns, ratios, spread
 from torch import nn
 from torch.nn import functional
+from turns import in_turns, ratios, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))

@@ -6,14 +6,17 @@ import json
 from itertools import product
 from pathlib import Path
 
+import accumulate
 import byte_model
 import compensation
+import end_to_end
 import language
 import ledger_io
 import overhead
 import pytest
 import reordering
 import routed_linear
+import torch
 from reordered import masks
 
 
@@ -114,3 +117,30 @@ def test_reordering_times_methods_and_judges_the_planner(
     assert all(case["regret"] >= 0 for case in figures["planning"])
     assert all(case["chosen"] in case["seconds"] for case in figures["planning"])
     assert "Where the planner chose worst" in capsys.readouterr().out
+
+
+def test_accumulate_is_held_against_what_the_memory_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WIDTH": 16, "LAYERS": 1, "COPIED": 40_000}.items():
+        monkeypatch.setattr(accumulate, name, value)
+    accumulate.main(seconds=0.01, out=tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"accumulate_", "plain loop", "foreach", "copy", "add"} <= set(figures["seconds"])
+    assert figures["share"] > 0
+    assert figures["dependencies"] == sum(torch.Size(shape).numel() for shape in accumulate.shapes())
+    said = capsys.readouterr().out
+    assert torch.cuda.is_available() or "Left out: a GPU" in said
+
+
+def test_converted_models_are_timed_beside_dense_ones_once_they_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(end_to_end, "TOKENS", (9,))
+    end_to_end.main(seconds=0.01, width=64, compiled=False, out=tmp_path / "figures.json")
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["MLP, 4 blocks", "MLP, 16 blocks", "transformer block"]
+    assert all(row["speed_over_dense"]["converted"] > 0 for row in rows)
+    assert ["fused" in row["seconds"] for row in rows] == [True, True, False]
+    said = capsys.readouterr().out
+    assert torch.cuda.is_available() or "Left out" in said
