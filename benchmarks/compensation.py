@@ -3,11 +3,13 @@
 Trains recipes/language.py's model with Gram matrices in its ledger (what is there is not trained again),
 masks all its linear layers at equal density, and asks for the held-out loss three times: as masked,
 compensated from the ledger's last entries, and compensated from training batches seen in eval mode.
+With `--embedding-std 1` the embeddings start as torch starts them, fifty times as large as the recipe's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,17 +35,22 @@ import language  # noqa: E402
 
 import gradtrace as gt  # noqa: E402
 from gradtrace.convert.weights_file import read_weights  # noqa: E402
+from gradtrace.errors import InvalidValueError  # noqa: E402
 from gradtrace.evidence.whole_file import write_whole  # noqa: E402
 from gradtrace.report.table import Table  # noqa: E402
 from gradtrace.report.terminal import terminal  # noqa: E402
 
-CRITERIA: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("magnitude", {}),
-    ("wanda", {}),
-    ("fisher-step", {}),
-    ("fisher", {"exponent": 0.5}),
-    ("fisher", {"exponent": 0.75}),
-    ("random", {}),
+# With where the density is equal: in each layer, or in each row of it, which is wanda's own way.
+CRITERIA: tuple[tuple[str, dict[str, Any], Literal["layer", "row"]], ...] = (
+    ("magnitude", {}, "layer"),
+    ("wanda", {}, "layer"),
+    ("wanda", {}, "row"),
+    ("fisher-step", {}, "layer"),
+    ("fisher", {"exponent": 0.375}, "layer"),
+    ("fisher", {"exponent": 0.5}, "layer"),
+    ("fisher", {"exponent": 0.75}, "layer"),
+    ("fisher", {"exponent": 1.0}, "layer"),
+    ("random", {}, "layer"),
 )
 SHAPES = (("rows", 0.5), ("rows", 0.3), ("element", 0.5), ("element", 0.3), ("element", 0.2))
 SOURCES = ("ledger", "batches")
@@ -79,11 +86,19 @@ class Row:
         return 1 - self.ledger / self.masked
 
 
-def trained(seed: int, folder: Path, steps: int, progress: Progress) -> Run:
+def trained(seed: int, folder: Path, steps: int, embedding_std: float, progress: Progress) -> Run:
     if not (folder / "run.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        facts = language.train(seed, folder, steps, progress)
+        facts = language.train(seed, folder, steps, progress, embedding_std)
         write_whole(folder / "run.json", (json.dumps(facts, indent=2) + "\n").encode(), "run")
+    start = json.loads((folder / "run.json").read_text()).get("embedding_std", 0.02)
+    if start != embedding_std:
+        raise InvalidValueError(
+            f"training in {folder}",
+            expected=f"embeddings that start at {embedding_std:g}",
+            got=f"{start:g}",
+            remedy="pass another folder to --runs",
+        )
     net = byte_model.model()
     net.load_state_dict(read_weights(folder / "weights.safetensors"))
     ledger = gt.Ledger.open(folder / "language.ledger.zarr")
@@ -99,11 +114,14 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
         return byte_model.held_out(net, WINDOWS)[0] - run.dense
 
     rows = []
-    for by, options in CRITERIA:
+    for by, options, scope in CRITERIA:
         scores = gt.score(run.ledger, run.net, by=by, **options)
         for granularity, density in SHAPES:
+            if scope == "row" and granularity != "element":
+                progress.advance(progress.task_ids[-1])
+                continue
             mask: Mapping[str, NDArray[np.bool_]] = gt.select(
-                {name: scores[name] for name in linear}, density=density, granularity=granularity
+                {name: scores[name] for name in linear}, density=density, granularity=granularity, scope=scope
             )
             began = perf_counter()
             found = gt.compensation(run.net, mask, run.ledger)
@@ -111,7 +129,8 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
             rows.append(
                 Row(
                     seed,
-                    " ".join([by, *(f"{name}={value}" for name, value in options.items())]),
+                    " ".join([by, *(f"{name}={value}" for name, value in options.items())])
+                    + (" by row" if scope == "row" else ""),
                     granularity,
                     density,
                     masked=increase(gt.apply_mask_(deepcopy(run.net), mask)),
@@ -123,6 +142,29 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
             )
             progress.advance(progress.task_ids[-1])
     return rows
+
+
+def ratios(rows: list[Row]) -> list[dict[str, Any]]:
+    """Of each seed and shape: the best ledger-based criterion's increase over the best statistic-based one's.
+
+    With compensation, and without.
+    """
+    kinds = {one.name: one.kind for one in gt.criteria()}
+    found = []
+    for seed, granularity, density in dict.fromkeys((r.seed, r.granularity, r.density) for r in rows):
+        least: dict[tuple[str, str], float] = {}
+        for row in rows:
+            if (row.seed, row.granularity, row.density) == (seed, granularity, density):
+                for name in ("masked", "ledger"):
+                    place = kinds[row.criterion.split()[0]], name
+                    least[place] = min(least.get(place, math.inf), getattr(row, name))
+        if {("ledger", "ledger"), ("statistic", "ledger")} <= set(least):
+            both = {
+                name: least["ledger", at] / least["statistic", at]
+                for name, at in (("masked", "masked"), ("compensated", "ledger"))
+            }
+            found.append({"seed": seed, "granularity": granularity, "density": density} | both)
+    return found
 
 
 def table(rows: list[Row], granularity: str, density: float) -> Table:
@@ -160,6 +202,9 @@ def main(
     runs: Annotated[
         Path, typer.Option(help="Where trainings are, or go; those of language.py will do.")
     ] = ROOT / "runs/language",
+    embedding_std: Annotated[
+        float, typer.Option(min=0, help="The embeddings' start, where it is trained; torch's own is 1.")
+    ] = 0.02,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT
     / "benchmarks/results/compensation.json",
 ) -> None:
@@ -174,17 +219,25 @@ def main(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         training = progress.add_task("training", total=seeds * steps)
         for seed in range(seeds):
-            run = trained(seed, runs / f"seed-{seed}", steps, progress)
+            run = trained(seed, runs / f"seed-{seed}", steps, embedding_std, progress)
             progress.update(training, completed=(seed + 1) * steps)
             progress.add_task(f"seed {seed}: masks", total=len(CRITERIA) * len(SHAPES))
             rows += measured(run, seed, progress)
             dense.append(run.dense)
     for granularity, density in SHAPES:
         table(rows, granularity, density).print(console)
+    found = ratios(rows)
+    for one in found:
+        console.print(
+            f"seed {one['seed']}, {one['granularity']}, density {one['density']:g}: best ledger-based over "
+            f"best statistic-based {one['masked']:.2f}, compensated {one['compensated']:.2f}"
+        )
     result = {
         "seeds": seeds,
+        "embedding_std": embedding_std,
         "text": byte_model.text().digest,
         "dense": dense,
+        "ratios": found,
         "rows": [asdict(row) | {"removed": row.removed} for row in rows],
         "machine": {"torch": torch.__version__, "python": platform.python_version()},
     }

@@ -77,14 +77,19 @@ class Block(nn.Module):
 
 
 class ByteModel(nn.Module):
-    """Predicts each next byte. All weight matrices but the two embeddings are nn.Linear's."""
+    """Predicts each next byte. All weight matrices but the two embeddings are nn.Linear's.
 
-    def __init__(self, width: int = 128, layers: int = 4, heads: int = 4) -> None:
+    `embedding_std`: of the normal distribution that the embeddings start from; 1 is how torch starts them.
+    """
+
+    def __init__(
+        self, width: int = 128, layers: int = 4, heads: int = 4, embedding_std: float = 0.02
+    ) -> None:
         super().__init__()
         self.bytes, self.positions = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
         # Small, so that what a token is does not drown what the blocks add.
-        nn.init.normal_(self.bytes.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        nn.init.normal_(self.bytes.weight, std=embedding_std)
+        nn.init.normal_(self.positions.weight, std=embedding_std)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
 

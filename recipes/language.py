@@ -33,9 +33,11 @@ def schedule(step: int, steps: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (step - rising) / max(1, steps - rising))
 
 
-def train(seed: int, folder: Path, steps: int, progress: Progress) -> dict[str, Any]:
+def train(
+    seed: int, folder: Path, steps: int, progress: Progress, embedding_std: float = 0.02
+) -> dict[str, Any]:
     torch.manual_seed(seed)
-    net = ByteModel()
+    net = ByteModel(embedding_std=embedding_std)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     task = progress.task_ids[0]
@@ -62,6 +64,7 @@ def train(seed: int, folder: Path, steps: int, progress: Progress) -> dict[str, 
     summary = recorder.summary()
     return {
         "seed": seed,
+        "embedding_std": embedding_std,
         "loss": nats,
         "accuracy": right,
         "seconds": seconds,

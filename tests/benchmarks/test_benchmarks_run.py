@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import accumulate
 import byte_model
@@ -57,17 +59,21 @@ def test_ledger_io_measures_committing_reading_and_merging(
 def test_compensation_is_measured_from_ledger_and_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(byte_model, "model", lambda: byte_model.ByteModel(width=16, layers=1))
-    monkeypatch.setattr(language, "ByteModel", byte_model.model)
+    small = partial(byte_model.ByteModel, width=16, layers=1)
+    monkeypatch.setattr(byte_model, "model", small)
+    monkeypatch.setattr(language, "ByteModel", small)
     monkeypatch.setattr(language, "BATCH", 2)
-    for name, value in {"BATCHES": 1, "WINDOWS": 2, "CRITERIA": (("magnitude", {}),)}.items():
+    criteria: Any = (("magnitude", {}, "layer"), ("fisher-step", {}, "layer"))
+    for name, value in {"BATCHES": 1, "WINDOWS": 2, "CRITERIA": criteria}.items():
         monkeypatch.setattr(compensation, name, value)
     out = tmp_path / "figures.json"
     for _ in range(2):  # the second time nothing is trained
-        compensation.main(seeds=1, steps=20, runs=tmp_path, out=out)
-        rows = json.loads(out.read_text())["rows"]
-        assert [(row["granularity"], row["density"]) for row in rows] == list(compensation.SHAPES)
+        compensation.main(seeds=1, steps=20, runs=tmp_path, embedding_std=1.0, out=out)
+        found = json.loads(out.read_text())
+        rows = found["rows"]
+        assert [(row["granularity"], row["density"]) for row in rows] == 2 * list(compensation.SHAPES)
         assert all(0 < row["promised"] <= 1 for row in rows)
+        assert [(one["granularity"], one["density"]) for one in found["ratios"]] == list(compensation.SHAPES)
     assert "inputs of 64 rows at once, density 0.5" in capsys.readouterr().out
 
 
