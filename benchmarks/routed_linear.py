@@ -183,7 +183,7 @@ def main(
     console.print(table_of(rows))
     for line in lines:
         console.print(line, highlight=False)
-    console.print("Left out: F.grouped_mm, 2:4 and Triton's BSR, which run on a GPU.", highlight=False)
+    console.print("Left out: 2:4 and Triton's BSR, which run on a GPU.", highlight=False)
     figures = {
         "machine": {
             "device": "cpu",

@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = ["LayerTable"]
 
 _TILE = 64  # TILE of the C file: rows that one thread computes at a stretch
+# NARROW of the C file, and multiplications for each input and output up to which turning those takes longer.
+_NARROW, _THIN = 64, 16
 _INPUTS, _OUTPUTS = 1, 2  # what of a block is consecutive
 
 
@@ -30,6 +32,7 @@ class _Layer(ctypes.Structure):
         ("in_features", ctypes.c_int64),
         ("longest", ctypes.c_int64),
         ("longest_n", ctypes.c_int64),
+        ("narrow", ctypes.c_int64),
     )
 
 
@@ -88,6 +91,8 @@ class LayerTable:
             in_features=in_features,
             longest=max((block[4] for block in blocks), default=0),
             longest_n=max((block[3] for block in blocks), default=0),
+            narrow=work[-1] <= _THIN * (in_features + out_features)
+            and all(row[4] <= _NARROW and row[5] & _OUTPUTS for row in rows),
         )
         return cls(ctypes.addressof(layer), work[-1], (layer, *tensors))
 

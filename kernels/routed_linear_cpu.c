@@ -3,8 +3,10 @@
  *
  * Inputs are never gathered into a matrix of their own. With many tokens x is turned once, token by token beside each
  * other for every feature, so that the inputs of any sub-operator are rows of it, found by index inside the product; a
- * vector holds tokens, and weights are read where they lie, row-major, and broadcast. With few tokens a vector holds
- * weights of one row, read once as they lie, against the gathered inputs of each token.
+ * vector holds tokens, and weights are read where they lie, row-major, and broadcast. Where all sub-operators are narrow,
+ * of few inputs, turning x and results would take longer than multiplying: there the weights are turned, a vector holds
+ * rows, and inputs are broadcast from where they lie. With few tokens a vector holds weights of one row, read once as
+ * they lie, against the gathered inputs of each token.
  *
  * Plain C99 with the vector types and __atomic builtins of gcc and clang: one file serves every processor and torch.
  * Every output is summed by one thread in one order: the same bits for any number of threads.
@@ -15,14 +17,16 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-enum { LANES = 16, DEEP = 2, TALL = 8 };
+enum { LANES = 16, DEEP = 2, TALL = 8, WIDE = 4 };
 #elif defined(__AVX__)
-enum { LANES = 8, DEEP = 2, TALL = 4 };
+enum { LANES = 8, DEEP = 2, TALL = 4, WIDE = 2 };
 #else
-enum { LANES = 4, DEEP = 2, TALL = 8 };
+enum { LANES = 4, DEEP = 2, TALL = 8, WIDE = 4 };
 #endif
 /* Tokens of a panel, which holds DEEP vectors of every feature; rows of a tile; rows and tokens of a dot block. */
 enum { PANEL = DEEP * LANES, TILE = 64, ROWS = 4, FEW = 8 };
+/* Inputs of a narrow block at most; tokens for which its weights are turned once, and those of a tile of sums. */
+enum { NARROW = 64, STRETCH = 128, ABREAST = 4 };
 
 typedef float vector __attribute__((vector_size(LANES * 4)));
 typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -51,6 +55,7 @@ struct layer {
     const int32_t *dead;    /* outputs in no block */
     int64_t tiles_count, dead_count, in_features;
     int64_t longest, longest_n; /* of all k and of all n */
+    int64_t narrow;             /* whether no k is more than NARROW and all outputs are consecutive */
 };
 
 struct call {
@@ -351,6 +356,103 @@ INLINE void panel_tiles(const int deep, const struct call *call, int64_t first, 
     }
 }
 
+/* turned[input][row] from weight[row][input]; rows that fill the last vector are zeros. */
+static void turn_weights(const float *weight, int64_t k, int64_t rows, float *turned) {
+    for (int64_t row = 0; row < rows; row += LANES)
+        for (int64_t i = 0; i < k; i += LANES) {
+            const int64_t count = k - i < LANES ? k - i : LANES;
+            vector block[LANES];
+            UNROLL
+            for (int r = 0; r < LANES; r++) {
+                const float *from = weight + (row + r) * k + i;
+                block[r] = row + r >= rows ? (vector){0} : count == LANES ? load(from) : load_some(from, count);
+            }
+            transpose(block);
+            UNROLL
+            for (int j = 0; j < LANES; j++)
+                if (j < count)
+                    store(turned + (i + j) * TILE + row, block[j]);
+        }
+}
+
+/* `wide` vectors of rows, a constant, for ABREAST tokens, of which `left` are there. */
+INLINE void narrow_rows(const int wide, const struct call *call, const float *turned, int64_t k, const int32_t *inputs,
+                        int64_t token, int64_t left, int64_t output, int64_t row, int64_t rows) {
+    const float *from[ABREAST];
+    vector sum[ABREAST][WIDE];
+    int64_t at[WIDE];
+    UNROLL
+    for (int v = 0; v < wide; v++) /* the last vector again has rows of the one before, rather than some that are not */
+        at[v] = row + v * LANES + LANES > rows && rows >= LANES ? rows - LANES : row + v * LANES;
+    UNROLL
+    for (int t = 0; t < ABREAST; t++) {
+        from[t] = call->x + (token + (t < left ? t : 0)) * call->x_row;
+        UNROLL
+        for (int v = 0; v < wide; v++)
+            sum[t][v] = (vector){0};
+    }
+    for (int64_t i = 0; i < k; i++) {
+        vector factor[WIDE];
+        UNROLL
+        for (int v = 0; v < wide; v++)
+            factor[v] = load(turned + i * TILE + at[v]);
+        const int64_t input = inputs[i];
+        UNROLL
+        for (int t = 0; t < ABREAST; t++) {
+            const float value = from[t][input];
+            UNROLL
+            for (int v = 0; v < wide; v++)
+                sum[t][v] += factor[v] * value;
+        }
+    }
+    UNROLL
+    for (int v = 0; v < wide; v++) {
+        float *to = call->y + token * call->y_row + output + at[v];
+        const float *offset = call->bias ? call->bias + output + at[v] : NULL;
+        const vector bias = !offset ? (vector){0} : rows < LANES ? load_some(offset, rows) : load(offset);
+        UNROLL
+        for (int t = 0; t < ABREAST; t++)
+            if (t < left) {
+                if (rows < LANES)
+                    store_some(to + t * call->y_row, sum[t][v] + bias, rows);
+                else
+                    store(to + t * call->y_row, sum[t][v] + bias);
+            }
+    }
+}
+
+static void narrow_tiles(const struct call *call, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const struct layer *layer = call->layer;
+    _Alignas(64) float turned[NARROW * TILE];
+    for (int64_t tile = begin; tile < end; tile++) {
+        const int64_t *block = layer->blocks + 6 * layer->tiles[2 * tile], row = layer->tiles[2 * tile + 1];
+        const int64_t k = block[4], rows = block[3] - row < TILE ? block[3] - row : TILE;
+        const int64_t output = layer->outputs[block[1] + row];
+        const int32_t *inputs = layer->inputs + block[0];
+        turn_weights(call->weight + block[2] + row * k, k, rows, turned);
+        for (int64_t token = first; token < last; token += ABREAST) {
+            const int64_t left = last - token;
+            for (int64_t r = 0; r < rows;)
+                if (rows - r > 2 * LANES && WIDE > 2) {
+                    narrow_rows(WIDE, call, turned, k, inputs, token, left, output, r, rows);
+                    r += WIDE * LANES;
+                } else if (rows - r > LANES) {
+                    narrow_rows(2, call, turned, k, inputs, token, left, output, r, rows);
+                    r += 2 * LANES;
+                } else {
+                    narrow_rows(1, call, turned, k, inputs, token, left, output, r, rows);
+                    r += LANES;
+                }
+            for (int64_t t = 0; (call->activation || call->times) && t < ABREAST && t < left; t++) {
+                const int64_t at = (token + t) * call->y_row + output;
+                activate(call->activation, call->y + at, rows);
+                for (int64_t r = 0; call->times && r < rows; r++)
+                    call->y[at + r] *= call->times[at + r];
+            }
+        }
+    }
+}
+
 /* Sums of the lanes of four vectors. */
 INLINE four across(const vector *sum) {
     four part[4];
@@ -513,9 +615,9 @@ static float *room(size_t floats, void **memory) {
 void gradtrace_routed_linear(void *given) {
     struct call *call = given;
     const struct layer *layer = call->layer;
-    const int few = call->tokens <= FEW;
-    const int64_t panels = few ? 1 : (call->tokens + PANEL - 1) / PANEL;
-    const size_t floats = few ? (size_t)layer->longest * call->tokens : (size_t)layer->in_features * PANEL;
+    const int few = call->tokens <= FEW, narrow = !few && layer->narrow;
+    const int64_t width = narrow ? STRETCH : PANEL, panels = few ? 1 : (call->tokens + width - 1) / width;
+    const size_t floats = narrow ? 1 : few ? (size_t)layer->longest * call->tokens : (size_t)layer->in_features * PANEL;
     void *memory = NULL;
     float *scratch = NULL;
     int64_t turned = -1;
@@ -529,11 +631,14 @@ void gradtrace_routed_linear(void *given) {
         }
         const int64_t panel = slot / call->parts, part = slot % call->parts;
         const int64_t begin = part_begin(layer, part, call->parts), end = part_begin(layer, part + 1, call->parts);
-        const int64_t first = panel * PANEL, left = call->tokens - first;
+        const int64_t first = panel * width, left = call->tokens - first;
+        const int64_t last = few || left < width ? call->tokens : first + width;
         if (part == 0)
-            put_dead(call, first, few || left < PANEL ? call->tokens : first + PANEL);
+            put_dead(call, first, last);
         if (few)
             dot_tiles(call, begin, end, scratch);
+        else if (narrow)
+            narrow_tiles(call, first, last, begin, end);
         else {
             const int shallow = left <= LANES;
             if (turned != panel)

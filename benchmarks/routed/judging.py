@@ -52,7 +52,7 @@ def judged(rows: Sequence[Row]) -> list[str]:
                 f"Speed over torch's BSR at {tokens} tokens: median {median(ratios):.1f}x, least "
                 f"{min(ratios):.1f}x{_said(min(ratios) >= aim, f'{aim:g}x or more')}"
             )
-    for peer in ("bmm", "torch CSR", "scipy CSR"):
+    for peer in ("bmm", "grouped_mm", "torch CSR", "scipy CSR"):
         ratios = [row["times"][peer] for row in grid if peer in row["times"]]
         if ratios:
             lines.append(f"Speed over {peer}: median {median(ratios):.1f}x, least {min(ratios):.2f}x")

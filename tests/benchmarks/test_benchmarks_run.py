@@ -90,7 +90,7 @@ def test_routed_linear_times_layers_beside_their_peers_and_judges_them(
     rows = figures["rows"]
     assert len(rows) == 2 * 12
     assert all(row["counted"] and row["seconds"]["routed"]["median"] > 0 for row in rows)
-    assert {"torch BSR", "torch CSR", "scipy CSR", "bmm"} == set(rows[6]["times"])
+    assert {"torch BSR", "torch CSR", "scipy CSR", "bmm", "grouped_mm"} == set(rows[6]["times"])
     assert picture.stat().st_size > 0
     said = capsys.readouterr().out
     assert "Speed over dense as a share of 1/density: median" in said

@@ -64,23 +64,60 @@ def ragged() -> Parts:
     return parts
 
 
+def narrow() -> Parts:
+    """Few inputs each, consecutive outputs around the ends of vectors and tiles, 99 of 400 dead."""
+    draw = np.random.default_rng(0)
+    parts, begin = [], 20
+    for number, n in enumerate((1, 5, 15, 16, 17, 24, 40, 70, 113)):
+        parts.append((draw.permutation(230)[: number + 1].tolist(), list(range(begin, begin + n))))
+        begin += n
+    return parts
+
+
+LAYERS = pytest.mark.parametrize("parts", [ragged(), narrow()], ids=["ragged", "narrow"])
+
+
+@LAYERS
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_every_number_of_tokens(tokens: int) -> None:
+def test_every_number_of_tokens(tokens: int, parts: Parts) -> None:
     torch.manual_seed(tokens)
-    check(torch.randn(tokens, 230), arguments(ragged(), 400, bias=tokens % 2 == 0))
+    check(torch.randn(tokens, 230), arguments(parts, 400, bias=tokens % 2 == 0))
 
 
+def test_narrow_sub_operators_have_a_way_of_their_own() -> None:
+    """Otherwise the tests of them would test nothing."""
+    flags = []
+    for parts in (ragged(), narrow()):
+        ins, outs, *sizes = arguments(parts, 400)[2:6]
+        layer: Any = routing_of(ins, outs, sizes[0], sizes[1], 230, 400).table._kept[0]
+        flags.append(layer.narrow)
+    assert flags == [0, 1]
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("tokens", [9, 130])
+def test_activation_and_gate_follow_narrow_sums(tokens: int, gated: bool) -> None:
+    args, x = arguments(narrow(), 400), torch.randn(tokens, 230)
+    times = torch.randn(tokens, 400) if gated else None
+    z = kernel.routed_linear_reference(x.double(), args[0].double(), args[1].double(), *args[2:])
+    expected = torch.nn.functional.silu(z) * (1.0 if times is None else times)
+    given: list[Any] = [x, *args, "silu", times]
+    got = kernel.routed_linear(*given)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@LAYERS
 @pytest.mark.parametrize("options", [["-mno-avx512f"], ["-mno-avx"], ["-O0"]], ids=" ".join)
 @pytest.mark.parametrize("tokens", [1, 7, 9, 40])
 def test_every_instruction_set(
-    options: list[str], tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tokens: int, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = load(SOURCE, "-ffp-contract=fast", *options)
     if library is None:
         pytest.skip("this compiler is for another processor")
     monkeypatch.setattr(routed_linear_cpu, "compiled_products", lambda: library.gradtrace_routed_linear)
     torch.manual_seed(tokens)
-    check(torch.randn(tokens, 230), arguments(ragged(), 400))
+    check(torch.randn(tokens, 230), arguments(parts, 400))
 
 
 @st.composite
@@ -119,9 +156,10 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("tokens", [1, 8, 16, 200])
-def test_any_number_of_threads_gives_the_same_bits(tokens: int) -> None:
-    parts: Parts = [(list(range(s, 700, 3)), list(range(256 * s, 256 * s + 256))) for s in range(3)]
+@pytest.mark.parametrize("step", [3, 40], ids=["ragged", "narrow"])
+@pytest.mark.parametrize("tokens", [1, 8, 16, 200, 600])
+def test_any_number_of_threads_gives_the_same_bits(tokens: int, step: int) -> None:
+    parts: Parts = [(list(range(s, 700, step)), list(range(256 * s, 256 * s + 256))) for s in range(3)]
     x, args, results = torch.randn(tokens, 700), arguments(parts, 768), []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
