@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The CPU build of torch is enough for everything here; on a machine with a GPU, install torch first.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench bench-criteria clean demo lint test torture
+.PHONY: bench bench-annealing bench-criteria clean demo lint test torture
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,6 +42,11 @@ bench: $(STAMP)
 	$(INSTALL) -e ".[bench]"
 	$(INSTALL) --no-deps backpack-for-pytorch  # without its torchvision, which must match the build of torch
 	$(BIN)/python benchmarks/overhead.py
+
+# Some hours of one core; interrupted, the same command goes on.
+bench-annealing: $(STAMP)
+	$(BIN)/python benchmarks/planted_blocks.py
+	$(BIN)/python benchmarks/annealing_text.py
 
 # Some hours on two cores; interrupted, the same command goes on.
 bench-criteria: $(STAMP)

@@ -8,11 +8,12 @@ by `StructuralAnnealing` with a live ledger, and one with random permuted blocks
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Iterable
 from copy import deepcopy
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -22,7 +23,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
+from kept import once
 from lightning.pytorch import Callback, LightningModule, Trainer
+from machine import installed, machine
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -41,6 +44,7 @@ SIDE = 8  # inputs, hidden units and outputs of each of the teacher's parts
 WIDER = 2  # the student's hidden units for each of the teacher's
 BATCH, HELD_OUT = 128, 8192
 LR, LR_AFTER = 5e-3, 3e-3
+COUNTS = (4, 8, 16)
 LOSS, FLOPS, SHARE = 1.05, 1.1, 0.9  # what is asked: loss over dense's, share over 1 / K, seeds
 
 
@@ -219,12 +223,14 @@ def main(
     noise: Annotated[
         float, typer.Option(help="Standard deviation of the noise; the signal's is near 1.")
     ] = 0.3,
+    runs: Annotated[Path, typer.Option(help="Where each trial's figures are kept.")] = ROOT
+    / "runs/planted-blocks",
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT
     / "benchmarks/results/planted_blocks.json",
 ) -> None:
     """Plant blocks, learn them densely, and look for them by annealing.
 
-    Try `--seeds 1 --out /tmp/tiny.json` first.
+    Interrupted, the same command goes on. Try `--seeds 1 --out /tmp/tiny.json` first.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module=r"(lightning|torch)\b")
@@ -235,15 +241,16 @@ def main(
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         TemporaryDirectory(prefix="blocks-") as folder,
     ):
-        task = progress.add_task("", total=3 * seeds)
-        for blocks in (4, 8, 16):
-            for seed in range(seeds):
-                progress.update(task, description=f"{blocks} blocks, seed {seed}")
-                rows.append(trial(seed, blocks, steps, after, noise, Path(folder)))
-                progress.advance(task)
-                if not console.is_terminal:
-                    print(rows[-1], file=sys.stderr, flush=True)
-    summary = [judged([row for row in rows if row["blocks"] == blocks]) for blocks in (4, 8, 16)]
+        task = progress.add_task("", total=len(COUNTS) * seeds)
+        settings = {"steps": steps, "after": after, "noise": noise}
+        for blocks, seed in product(COUNTS, range(seeds)):
+            progress.update(task, description=f"{blocks} blocks, seed {seed}")
+            one = partial(trial, seed, blocks, steps, after, noise, Path(folder))
+            rows.append(once(runs / f"{blocks}-{seed}.json", settings, one))
+            progress.advance(task)
+            if not console.is_terminal:
+                print(rows[-1], file=sys.stderr, flush=True)
+    summary = [judged([row for row in rows if row["blocks"] == blocks]) for blocks in COUNTS]
     cells = tuple(
         (
             f"{one['blocks']}",
@@ -271,7 +278,8 @@ def main(
         "summary": summary,
         "rows": rows,
         "holds": all(one["holds"] for one in summary),
-        "machine": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": installed("gradtrace", "torch", "lightning", "numpy"),
+        "machine": machine(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode(), "results")

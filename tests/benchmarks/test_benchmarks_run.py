@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import accumulate
+import annealing_text
 import byte_model
 import compensation
 import end_to_end
 import language
 import ledger_io
 import overhead
+import planted_blocks
 import pytest
 import reordering
 import routed_linear
 import torch
+from recovered import comparison
 from reordered import masks
 
 
@@ -150,3 +154,43 @@ def test_converted_models_are_timed_beside_dense_ones_once_they_are_right(
     assert ["fused" in row["seconds"] for row in rows] == [True, True, False]
     said = capsys.readouterr().out
     assert torch.cuda.is_available() or "Left out" in said
+
+
+def test_annealed_text_is_judged_beside_a_narrow_model_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = replace(annealing_text.BYTE_TEXT, model=lambda: byte_model.ByteModel(width=16, layers=1))
+    for module in (annealing_text, comparison):
+        monkeypatch.setattr(module, "BYTE_TEXT", tiny)
+    monkeypatch.setattr(language, "BATCH", 2)
+    monkeypatch.setattr(comparison, "TIMED", 0.01)
+    monkeypatch.setattr(annealing_text, "SEQUENCES", (1,))
+    out = tmp_path / "results" / "figures.json"
+    for _ in range(2):  # the second time nothing is trained
+        annealing_text.main(seeds=1, steps=16, recovery=20, lr=1e-3, density=0.5, runs=tmp_path, out=out)
+        monkeypatch.setattr(comparison, "went_on", None)
+    figures = json.loads(out.read_text())
+    (row,) = figures["rows"]
+    assert {name: row[name]["looks"][-1][0] for name in comparison.WAYS} == dict.fromkeys(comparison.WAYS, 20)
+    assert row["from-scratch"]["looks"][-1][0] == 36
+    assert figures["width"] < 16
+    assert all(took > 0 for one in figures["seconds_a_pass"].values() for took in one.values())
+    assert "recovery or a narrow model?" in capsys.readouterr().out
+
+
+def test_planted_blocks_are_looked_for_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planted_blocks, "COUNTS", (2,))
+    monkeypatch.setattr(planted_blocks, "SHARE", 0.0)
+    out = tmp_path / "results" / "figures.json"
+    for _ in range(2):  # the second time nothing is trained
+        planted_blocks.main(seeds=1, steps=40, after=40, noise=0.3, runs=tmp_path / "runs", out=out)
+        monkeypatch.setattr(planted_blocks, "fit", None)
+    figures = json.loads(out.read_text())
+    (row,) = figures["rows"]
+    assert row["found_by"] in ("components", "coclusters")
+    assert row["random"] > 0
+    assert row["flops_share"] <= 1
+    assert figures["summary"][0]["seeds"] == 1
+    assert "Planted blocks" in capsys.readouterr().out
