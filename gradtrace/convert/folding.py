@@ -53,17 +53,22 @@ class Folding:
         """
         check_model(model)
         layers = match_layers(model, shapes_of(self.plan), "the folding")
-        parameters = {canonical(name): value.detach() for name, value in model.named_parameters()}
+        # Of weights that are tied, only one name is among the model's parameters.
+        every = model.named_parameters(remove_duplicate=False)
+        parameters = {canonical(name): value.detach() for name, value in every}
         permuted: list[tuple[Tensor, Order]] = []
         for space, order in self.folded:
+            found: list[Tensor] = []
             for member in space.members:
                 if member.layer not in layers:
                     raise MismatchError(f"the folding is for another model: no layer '{member.layer}'")
-                permuted += [(v, order) for v in _along(layers[member.layer], member, space.size)]
+                found += _along(layers[member.layer], member, space.size)
             for name in space.vectors:
                 if name not in parameters:
                     raise MismatchError(f"the folding is for another model: no parameter '{name}'")
-                permuted.append((parameters[name], order))
+                found.append(parameters[name].movedim(-1, 0))
+            # What an embedding and a layer share is permuted once.
+            permuted += [(v, order) for v in {(v.data_ptr(), v.shape, v.stride()): v for v in found}.values()]
         for values, order in permuted:
             if len(values) != len(order):
                 raise MismatchError(
@@ -79,9 +84,10 @@ def folding(model: nn.Module, plan: Plan) -> Folding:
 
     Nothing is changed yet: `found = gt.folding(model, plan)`, `found.apply_(model)`, and go on with
     `found.plan`. Hidden units are those between the layers of an MLP, gated or not, with activations, dropout
-    and norms among them; whole heads of an attention; and the values within a head. They are found by
-    torch.fx where the module can be traced, and by the classes of torch, BERT, GPT-2 and Llama where not. The
-    reason of every layer whose inputs are still gathered by an index says why.
+    and norms among them; whole heads of an attention; the values within a head; and a residual stream that
+    embeddings or linear layers write and only linear layers read. They are found by torch.fx where the module
+    can be traced, and by the classes of torch, BERT, GPT-2 and Llama where not. The reason of every layer
+    whose inputs are still gathered by an index says why.
 
     Raises:
         MismatchError, StateError: the plan is for another model, or a layer has been converted already.

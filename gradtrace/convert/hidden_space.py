@@ -21,8 +21,9 @@ class HiddenSpace:
     """`size` units, written by the members that are outputs and read by those that are inputs.
 
     `unit` neighbours must stay together, and none may leave its block, of `blocks` equal ones. `vectors` are
-    the canonical names of parameters (size,) that go with them: what a norm between scales them by. `why_not`
-    says in words what else sees them, in which case their order must stay; empty where it may change.
+    the canonical names of parameters (..., size) whose last axis they are: what a norm between scales them
+    by, embeddings that they come from. `why_not` says in words what else sees them, in which case their order
+    must stay; empty where it may change.
     """
 
     size: int

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradtrace.convert.hidden_space import HiddenSpace, Member
 from gradtrace.convert.linear_layer import LinearLayer
-from gradtrace.convert.traced_spaces import FUNCTIONS, MODULES
+from gradtrace.convert.space_walk import FUNCTIONS, MODULES
 from gradtrace.ledger.names import canonical
 
 __all__ = ["known_spaces"]

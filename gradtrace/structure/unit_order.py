@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["consecutive", "unit_order"]
+__all__ = ["TRIED", "consecutive", "unit_order"]
+
+TRIED = 16  # a residual stream has hundreds of layers
 
 
 def unit_order(
@@ -17,14 +19,16 @@ def unit_order(
 
     `members`: for each layer at these units, the units that each of its sub-operators reads or writes.
     `unit` neighbours move together and stay in their order; none leaves its block of `size // blocks`. Units
-    are sorted by the sub-operators they belong to, of one layer first and of the others next, with each layer
-    tried as the first; the natural order stays unless another leaves less to be gathered by index.
+    are sorted by the sub-operators they belong to, of one layer first and of the others next; as the first
+    those layers are tried of which most is gathered, at most TRIED of them. The natural order stays unless
+    another leaves less to be gathered by index.
     """
     labels = [_labels(lists, size)[::unit] for lists in members]
     block = np.arange(size // unit) // (size // unit // blocks)
     best = np.arange(size, dtype=np.int64)
     least = _gathered(members, best)
-    for first in range(len(labels)):
+    most = sorted(range(len(labels)), key=lambda layer: -_gathered([members[layer]], best))
+    for first in most[:TRIED]:
         keys = [labels[first], *labels[:first], *labels[first + 1 :]]
         units = np.lexsort((*keys[::-1], block))  # the last key counts most
         order = (units[:, None] * unit + np.arange(unit)[None, :]).reshape(-1)

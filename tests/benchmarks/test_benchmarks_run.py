@@ -12,6 +12,7 @@ from typing import Any
 import accumulate
 import annealing_text
 import byte_model
+import compensated_criteria
 import compensation
 import end_to_end
 import language
@@ -24,6 +25,9 @@ import routed_linear
 import torch
 from recovered import comparison
 from reordered import masks
+from search.setting import Setting
+from tasks.every_task import EVERY_TASK
+from tasks.task import Quality
 
 
 def test_overhead_times_watchers_in_turns(
@@ -58,6 +62,30 @@ def test_ledger_io_measures_committing_reading_and_merging(
     assert {pair for pair in pairs if pair[0] in ways} == set(product(ways, peers))
     assert [one.name for one in tmp_path.iterdir()] == ["figures.json"]
     assert "Merging four entries" in capsys.readouterr().out
+
+
+def test_criteria_are_ranked_by_what_is_left_after_compensation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = replace(
+        EVERY_TASK["byte-text-small"],
+        model=lambda: byte_model.ByteModel(width=16, layers=1),
+        validate=lambda net: Quality(*byte_model.held_out(net, windows=2)),
+    )
+    monkeypatch.setitem(EVERY_TASK, "byte-text-small", tiny)
+    monkeypatch.setattr(language, "BATCH", 2)
+    monkeypatch.setattr(compensated_criteria, "BATCHES", 1)
+    settings = (Setting("magnitude"), Setting("wanda", scope="row"), Setting("fisher-step"))
+    monkeypatch.setattr(compensated_criteria, "SETTINGS", settings)
+    out = tmp_path / "figures.json"
+    for _ in range(2):  # the second time nothing is trained or measured
+        compensated_criteria.main(task=["byte-text-small"], seeds=1, steps=16, runs=tmp_path, out=out)
+        found = json.loads(out.read_text())
+        assert len(found["rows"]) == len(settings) * len(compensated_criteria.DENSITIES)
+        assert {(one["density"], one["what"]) for one in found["ratios"]} == set(
+            product(compensated_criteria.DENSITIES, ("masked", "compensated"))
+        )
+    assert "as masked -> as compensated" in capsys.readouterr().out
 
 
 def test_compensation_is_measured_from_ledger_and_batches(
