@@ -99,7 +99,11 @@ def estimate(
 
     def level(density: float, plan: Plan) -> Level:
         gone = sum(layer.mask.size - layer.weights for layer in plan.values())
-        left = sum(layer.predicted for layer in plan.values()) / predicted if predicted else 1.0
+        left = (
+            sum(min(layer.predicted, layer.dense) for layer in plan.values()) / predicted
+            if predicted
+            else 1.0
+        )
         taken = seconds - linear * (1 - left)
         width = ERROR if plan.converted else 0.0
         span = (taken * (1 - width), taken * (1 + width))

@@ -15,6 +15,7 @@ import byte_model
 import compensated_criteria
 import compensation
 import end_to_end
+import estimate
 import language
 import ledger_io
 import overhead
@@ -222,3 +223,13 @@ def test_planted_blocks_are_looked_for_and_judged(
     assert row["flops_share"] <= 1
     assert figures["summary"][0]["seeds"] == 1
     assert "Planted blocks" in capsys.readouterr().out
+
+
+def test_estimates_are_set_beside_conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "DENSITIES", (0.5,))
+    out = tmp_path / "estimate.json"
+    estimate.main(seeds=1, epochs=1, tokens=16, runs=tmp_path / "runs", out=out, loaded=True)
+    figures = json.loads(out.read_text())
+    assert [(row["by"], row["density"]) for row in figures["rows"]] == [("support", 0.5), ("magnitude", 0.5)]
+    assert figures["cases"] == 2
+    assert figures["machine"]["loaded"] is True
