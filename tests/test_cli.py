@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -303,7 +304,8 @@ def test_plan_by_false_discovery_rate(home: Home) -> None:
 def test_convert_saves_what_equals_the_masked_model(home: Home) -> None:
     options = ("--density", "0.3", "--tokens", "8", "--no-refuse")
     data = home.json("convert", *RUN, "converted", *options, *BOTH)
-    assert set(data["converted"]) == {"0", "2"}
+    assert set(data["converted"]) == set(data["verification"]) == {"0", "2"}
+    assert all(0 <= one["relative"] <= one["tolerance"] == 1e-5 for one in data["verification"].values())
     assert data["quality"]["converted"] == pytest.approx(data["quality"]["masked"], rel=1e-4)
     assert data["quality"]["converted"] != pytest.approx(data["quality"]["dense"], rel=1e-4)
     sys.path.insert(0, str(home.path))
@@ -313,9 +315,12 @@ def test_convert_saves_what_equals_the_masked_model(home: Home) -> None:
 
 
 def test_convert_in_words(home: Home) -> None:
-    result = home.run("convert", *RUN, "converted", "--density", "0.3", "--tokens", "8", *MODEL)
+    options = ("--density", "0.3", "--tokens", "8", "--no-refuse")
+    result = home.run("convert", *RUN, "converted", *options, *BOTH)
     assert result.exit_code == 0
-    assert "of 2 layers converted and verified" in result.stdout
+    assert "2 of 2 layers converted and verified" in result.stdout
+    assert re.search(r"^ *0 +\S+e-\d+ +\S+e-\d+ +1e-05", result.stdout, re.MULTILINE)
+    assert re.search(r"converted: \S+ \([+-]", result.stdout)
 
 
 @pytest.mark.parametrize("command", ["info", "compare", "plan", "convert"])

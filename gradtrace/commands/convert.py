@@ -81,6 +81,7 @@ def convert(
         compensation_table,
     )
     from gradtrace.report.tables import plan_lines, plan_table
+    from gradtrace.report.verification_table import verification_facts, verification_table
 
     if validate is not None:
         named_target(validate, "--validate")
@@ -105,9 +106,10 @@ def convert(
     masked = gt.apply_mask_(deepcopy(fitted), made)
     generator = torch.Generator().manual_seed(0)
     references = linears(masked)
+    verified = {}
     for name in made.converted:
         batch = torch.randn(tokens, made[name].mask.shape[1], generator=generator)
-        gt.verify(references[name].linear(), converted.get_submodule(name), batch)
+        verified[name] = gt.verify(references[name].linear(), converted.get_submodule(name), batch).output
     asked = {"dense": dense, "masked": gt.apply_mask_(deepcopy(dense), made)}
     asked |= {"converted": converted} if found is None else {"compensated": masked, "converted": converted}
     said = {} if validate is None else {what: quality(validate, one) for what, one in asked.items()}
@@ -115,10 +117,17 @@ def convert(
     lines = (
         *plan_lines(made),
         *(() if found is None else compensation_lines(found)),
-        *(f"{what}: {value:.4g}" for what, value in said.items()),
+        *(f"{what}: {value:.4g}{_change(value, said['dense'], what)}" for what, value in said.items()),
         f"{len(made.converted)} of {len(made)} layers converted and verified; saved to {out}",
     )
     data = plan_facts(made, mask) | {"out": str(out), "converted": made.converted, "quality": said or None}
+    data["verification"] = verification_facts(verified)
     data["compensation"] = None if found is None else compensation_facts(found)
-    tables = (plan_table(made),) if found is None else (plan_table(made), compensation_table(found))
+    tables = [plan_table(made)]
+    tables += [] if found is None else [compensation_table(found)]
+    tables += [verification_table(verified)] if verified else []
     show(as_json, data, *tables, lines=lines)
+
+
+def _change(value: float, dense: float, what: str) -> str:
+    return "" if what == "dense" else f" ({value - dense:+.4g})"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from torch import Tensor, nn
 
 from gradtrace.errors import InvalidValueError
 
-__all__ = ["arguments", "in_eval"]
+__all__ = ["arguments", "in_eval", "quality_of"]
 
 
 def arguments(batch: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -40,3 +41,22 @@ def in_eval(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def quality_of(model: nn.Module, validate: Callable[[nn.Module], float]) -> float:
+    """What `validate` says of `model` in eval mode.
+
+    Raises:
+        InvalidValueError: it says no finite number.
+    """
+    with in_eval(model):
+        said: object = validate(model)
+    try:
+        number = float(said)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidValueError(
+            "validate", expected="a function from model to number", got=repr(said)[:80]
+        ) from error
+    if not isfinite(number):
+        raise InvalidValueError("validate", expected="a finite number", got=repr(number))
+    return number

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradtrace.convert.evaluation import arguments, in_eval
+from gradtrace.convert.evaluation import arguments, in_eval, quality_of
 from gradtrace.convert.linears import linears, nearest
 from gradtrace.convert.listening import AfterForward, listening
 from gradtrace.convert.lost import lost_shares
@@ -43,22 +43,38 @@ class Verification:
 
     `lost`: where the original was given, how far each converted layer is from the layer that it was before
     mask and compensation: mean squared difference in shares of the variance of that layer's output.
+    `quality`: where `validate` was given, what it says of the "original" if that was given too, of the
+    "reference" and of the "converted" model.
     """
 
     output: Difference
     layers: Mapping[str, Difference]
     lost: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def quality_change(self) -> float | None:
+        """Quality of the converted model less the original's; None where either is not known."""
+        if not {"original", "converted"} <= set(self.quality):
+            return None
+        return self.quality["converted"] - self.quality["original"]
 
 
 @torch.no_grad()
 def verify(
-    reference_model: nn.Module, model: nn.Module, batch: object, *, original: nn.Module | None = None
+    reference_model: nn.Module,
+    model: nn.Module,
+    batch: object,
+    *,
+    original: nn.Module | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
 ) -> Verification:
     """Run both models on `batch` in eval mode and compare outputs and converted layers.
 
     `reference_model` is the dense model that `model` must equal: `apply_mask_(copy, plan)` with the plan
     that converted it, or `compensate_(copy, plan, ...)`. With `original`, the model as it was trained, the
-    report says too what mask and compensation change, layer by layer. `batch` is a tensor, a tuple of
+    report says too what mask and compensation change, layer by layer; with `validate`, model -> held-out loss
+    or quality, what they change in that. `batch` is a tensor, a tuple of
     positional arguments or a dict of keyword arguments, on the models' device. A layer is compared on the
     input that it has in `model`, so one layer's error does not count for the next. All models keep their
     modes and gradients. Tolerances are relative to the largest reference value: 1e-12 for float64, 1e-5 for
@@ -67,7 +83,8 @@ def verify(
     Raises:
         NotEquivalentError: a difference beyond its tolerance, or a value that is not finite.
         MismatchError: the models have different layers or outputs.
-        InvalidValueError: a batch of another kind, a model without any floating-point output, or no model.
+        InvalidValueError: a batch of another kind, a model without any floating-point output, no model, or
+            a `validate` that returns no finite number.
     """
     check_model(reference_model, "reference_model")
     check_model(model)
@@ -98,10 +115,17 @@ def verify(
             got=f"{first.relative:.3g} (absolute {first.absolute:.3g})",
             remedy="compare with the masked dense model: gt.apply_mask_(copy of the original, plan)",
         )
-    if original is None:
-        return Verification(output, layers)
-    with in_eval(original), in_eval(model):
-        return Verification(output, layers, lost_shares(original, model, args, kwargs))
+    lost: dict[str, float] = {}
+    if original is not None:
+        with in_eval(original), in_eval(model):
+            lost = lost_shares(original, model, args, kwargs)
+    asked = {"original": original, "reference": reference_model, "converted": model}
+    quality = {
+        what: quality_of(one, validate)
+        for what, one in asked.items()
+        if one is not None and validate is not None
+    }
+    return Verification(output, layers, lost, quality)
 
 
 def _compare_layers(

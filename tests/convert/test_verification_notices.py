@@ -259,3 +259,34 @@ def test_what_mask_and_compensation_change_is_told_layer_by_layer() -> None:
         assert told["compensated"][name] == pytest.approx(layer.after, rel=1e-9)
     with pytest.raises(MismatchError, match="the original has no layer '2'"):
         gt.verify(masked, converted, x, original=dense[:2])
+
+
+def test_the_change_of_quality_against_the_original_is_told() -> None:
+    original, reference, converted = pair()
+    original.train()
+    x = torch.randn(32, 24)
+    asked: list[bool] = []
+
+    def validate(model: nn.Module) -> float:
+        asked.append(model.training)
+        y: Tensor = model(x)
+        return y.square().mean().item()
+
+    report = gt.verify(reference, converted, x, original=original, validate=validate)
+    assert asked == [False, False, False]
+    assert original.training
+    assert list(report.quality) == ["original", "reference", "converted"]
+    assert report.quality["converted"] == pytest.approx(report.quality["reference"], rel=1e-4)
+    assert report.quality_change == report.quality["converted"] - report.quality["original"]
+    assert abs(report.quality_change) > 1e-3
+    alone = gt.verify(reference, converted, x, validate=validate)
+    assert list(alone.quality) == ["reference", "converted"]
+    assert alone.quality_change is None
+    assert gt.verify(reference, converted, x).quality == {}
+
+
+@pytest.mark.parametrize("said", [None, "good", float("nan"), float("inf")])
+def test_a_quality_that_is_no_finite_number_is_refused(said: object) -> None:
+    _, reference, converted = pair()
+    with pytest.raises(InvalidValueError, match="validate: expected"):
+        gt.verify(reference, converted, torch.randn(4, 24), validate=lambda _: said)  # type: ignore[arg-type,return-value]
