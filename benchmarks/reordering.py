@@ -17,10 +17,12 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -220,6 +222,20 @@ def machine() -> Mapping[str, Any]:
     }
 
 
+@contextmanager
+def fresh_costs() -> Iterator[None]:
+    """Costs that were kept may have been measured while the machine did something else."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
+
+
 @torch.no_grad()
 def main(
     run: Annotated[
@@ -242,7 +258,10 @@ def main(
     cases: list[dict[str, Any]] = []
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with (
+            fresh_costs(),
+            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        ):
             given = list(masks_of(run))
             for named in progress.track(given, description="reordering"):
                 rows += reordered(named, seconds)
