@@ -30,12 +30,14 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row a model. Times are those of the first seed's models, taken in turns."""
     names = list(found[0])
-    judged = {
-        name: np.mean(
-            [judged_once(case, nets[name], run / f"seed-{seed}", name) for seed, nets in enumerate(found)], 0
-        )
+    folders = [run / f"seed-{seed}" for seed in settings.seeds]
+    of_seeds = {
+        name: [
+            judged_once(case, nets[name], folder, name) for nets, folder in zip(found, folders, strict=True)
+        ]
         for name in names
     }
+    judged = {name: np.mean(some, 0) for name, some in of_seeds.items()}
     times = {
         size: interleaved(found[0], case.example(size), rounds=settings.rounds * (8 if size == 1 else 1))
         for size in BATCHES
@@ -47,10 +49,7 @@ def rows_of(
             {
                 "model": name,
                 "quality": float(judged[name].mean()),
-                "quality_of_seeds": [
-                    float(judged_once(case, nets[name], run / f"seed-{seed}", name).mean())
-                    for seed, nets in enumerate(found)
-                ],
+                "quality_of_seeds": [float(one.mean()) for one in of_seeds[name]],
                 "quality_half_width": _half_width(judged[name]),
                 **_lost(case, judged[DENSE], judged[name]),
                 **{f"seconds_at_batch_{size}": asdict(times[size][name]) for size in BATCHES},
@@ -61,7 +60,7 @@ def rows_of(
                 "items_per_second": rate,
                 "latency_less": 1 - times[1][name].median / times[1][DENSE].median,
                 "parameters": sum(one.numel() for one in net.parameters()),
-                "peak_bytes": _peak(case, run / "seed-0", name),
+                "peak_bytes": _peak(case, folders[0], name),
                 "cost_per_million": settings.price / 3600 * 1e6 / rate,
             }
         )

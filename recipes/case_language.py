@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 import gradtrace as gt
 
 BELOW: tuple[Literal["inputs", "gram"], ...] = ("inputs", "gram")  # for wanda and least squares
+SEEDS = [0]
 RESULTS = Path("benchmarks/results/case_language.json")
 SHAPES = {"dense": (256, 4), "equal cost": (128, 4)}  # width, layers
 WINDOWS = 192  # held out
@@ -92,7 +93,7 @@ def facts() -> Mapping[str, Any]:
 
 def main(
     run: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/case-language"),
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings.")] = 2,
+    seed: Annotated[list[int], typer.Option(help="Trainings; say it again for more.")] = SEEDS,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 700,
     density: Annotated[float, typer.Option(help="Share of the blocks' weights to keep.")] = 0.25,
     recovery: Annotated[int, typer.Option(min=0, help="Steps of training after masking.")] = 200,
@@ -124,7 +125,7 @@ def main(
         layers=lambda name: name.startswith("blocks."),
         facts=facts,
     )
-    study(case, Settings(seeds, density, recovery, 5e-4, 32, rounds, price, loaded), run, out, measure)
+    study(case, Settings(tuple(seed), density, recovery, 5e-4, 32, rounds, price, loaded), run, out, measure)
 
 
 if __name__ == "__main__":

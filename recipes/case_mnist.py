@@ -21,6 +21,7 @@ import gradtrace as gt
 from gradtrace.callbacks import GradientLedger
 
 BELOW: tuple[Literal["inputs", "gram"], ...] = ("inputs", "gram")  # for wanda and least squares
+SEEDS = [0, 1, 2, 3, 4]
 RESULTS = Path("benchmarks/results/case_mnist.json")
 EQUAL = 176  # neurons in each hidden layer, for no more time than the decomposed models take
 
@@ -84,7 +85,7 @@ def facts() -> Mapping[str, Any]:
 
 def main(
     run: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/case-mnist"),
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings.")] = 5,
+    seed: Annotated[list[int], typer.Option(help="Trainings; say it again for more.")] = SEEDS,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = EPOCHS,
     density: Annotated[float, typer.Option(help="Share of each layer's weights to keep.")] = 0.25,
     recovery: Annotated[int, typer.Option(min=0, help="Epochs of training after masking.")] = 4,
@@ -116,7 +117,7 @@ def main(
         layers=lambda name: name.startswith("net.") and name.endswith("weight"),
         facts=facts,
     )
-    study(case, Settings(seeds, density, steps, 1e-3, 32, rounds, price, loaded), run, out, measure)
+    study(case, Settings(tuple(seed), density, steps, 1e-3, 32, rounds, price, loaded), run, out, measure)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Case:
 class Settings:
     """`density` of each decomposed layer's weights is kept, then trained for `recovery` steps at `rate`."""
 
-    seeds: int
+    seeds: tuple[int, ...]
     density: float
     recovery: int
     rate: float
@@ -83,7 +83,7 @@ def study(case: Case, settings: Settings, run: Path, out: Path, measure: bool = 
     console = terminal()
     found: list[dict[str, nn.Module]] = []
     learned = []
-    for seed in range(settings.seeds):
+    for seed in settings.seeds:
         folder = run / f"seed-{seed}"
         found.append(contenders(case, settings, seed, folder))
         ledger = gt.Ledger.open(folder / "ledger.zarr")
@@ -92,7 +92,7 @@ def study(case: Case, settings: Settings, run: Path, out: Path, measure: bool = 
         return
     rows = rows_of(case, settings, found, run)
     table(case, settings, rows).print(console)
-    ledger = gt.Ledger.open(run / "seed-0" / "ledger.zarr")
+    ledger = gt.Ledger.open(run / f"seed-{settings.seeds[0]}" / "ledger.zarr")
     result = {
         "case": case.name,
         "command": shlex.join(["python", *sys.argv]),

@@ -29,7 +29,7 @@ MODELS = ["dense", "dense, equal cost", "magnitude", "wanda", "ours"]
 def mnist(folder: Path) -> None:
     case_mnist.main(
         run=folder / "runs",
-        seeds=2,
+        seed=[1, 3],
         epochs=1,
         density=0.4,
         recovery=1,
