@@ -105,7 +105,10 @@ def _cells(figures: Figures, root: Path) -> tuple[tuple[str, ...], ...]:
 
 def _cell(row: Any, column: str) -> str:
     fields, _, form = column.partition(":")
-    return " ± ".join(shown(_field(row, one), form) for one in fields.split("±"))
+    first, *widths = fields.split("±")
+    return " ± ".join(
+        [shown(_field(row, first), form), *(shown(_field(row, one), form.replace("+", "")) for one in widths)]
+    )
 
 
 def _field(data: Any, dotted: str) -> Any:
