@@ -172,7 +172,13 @@ def main(
             f"statistic-based {row['of_means']:.2f}, by seed {by_seed}"
         )
     result = {
-        "command": "python benchmarks/compensated_criteria.py",
+        "command": " ".join(
+            [
+                "python benchmarks/compensated_criteria.py",
+                *(f"--task {name}" for name in task or TASKS),
+                f"--seeds {seeds}",
+            ]
+        ),
         "seeds": seeds,
         "ratios": found,
         "means": means(rows),

@@ -9,7 +9,6 @@ With `--embedding-std 1` the embeddings start as torch starts them, fifty times 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,17 +39,13 @@ from gradtrace.evidence.whole_file import write_whole  # noqa: E402
 from gradtrace.report.table import Table  # noqa: E402
 from gradtrace.report.terminal import terminal  # noqa: E402
 
-# With where the density is equal: in each layer, or in each row of it, which is wanda's own way.
-CRITERIA: tuple[tuple[str, dict[str, Any], Literal["layer", "row"]], ...] = (
-    ("magnitude", {}, "layer"),
-    ("wanda", {}, "layer"),
-    ("wanda", {}, "row"),
-    ("fisher-step", {}, "layer"),
-    ("fisher", {"exponent": 0.375}, "layer"),
-    ("fisher", {"exponent": 0.5}, "layer"),
-    ("fisher", {"exponent": 0.75}, "layer"),
-    ("fisher", {"exponent": 1.0}, "layer"),
-    ("random", {}, "layer"),
+CRITERIA: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("magnitude", {}),
+    ("wanda", {}),
+    ("fisher-step", {}),
+    ("fisher", {"exponent": 0.5}),
+    ("fisher", {"exponent": 0.75}),
+    ("random", {}),
 )
 SHAPES = (("rows", 0.5), ("rows", 0.3), ("element", 0.5), ("element", 0.3), ("element", 0.2))
 SOURCES = ("ledger", "batches")
@@ -114,14 +109,11 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
         return byte_model.held_out(net, WINDOWS)[0] - run.dense
 
     rows = []
-    for by, options, scope in CRITERIA:
+    for by, options in CRITERIA:
         scores = gt.score(run.ledger, run.net, by=by, **options)
         for granularity, density in SHAPES:
-            if scope == "row" and granularity != "element":
-                progress.advance(progress.task_ids[-1])
-                continue
             mask: Mapping[str, NDArray[np.bool_]] = gt.select(
-                {name: scores[name] for name in linear}, density=density, granularity=granularity, scope=scope
+                {name: scores[name] for name in linear}, density=density, granularity=granularity
             )
             began = perf_counter()
             found = gt.compensation(run.net, mask, run.ledger)
@@ -129,8 +121,7 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
             rows.append(
                 Row(
                     seed,
-                    " ".join([by, *(f"{name}={value}" for name, value in options.items())])
-                    + (" by row" if scope == "row" else ""),
+                    " ".join([by, *(f"{name}={value}" for name, value in options.items())]),
                     granularity,
                     density,
                     masked=increase(gt.apply_mask_(deepcopy(run.net), mask)),
@@ -142,29 +133,6 @@ def measured(run: Run, seed: int, progress: Progress) -> list[Row]:
             )
             progress.advance(progress.task_ids[-1])
     return rows
-
-
-def ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """Of each seed and shape: the best ledger-based criterion's increase over the best statistic-based one's.
-
-    With compensation, and without.
-    """
-    kinds = {one.name: one.kind for one in gt.criteria()}
-    found = []
-    for seed, granularity, density in dict.fromkeys((r.seed, r.granularity, r.density) for r in rows):
-        least: dict[tuple[str, str], float] = {}
-        for row in rows:
-            if (row.seed, row.granularity, row.density) == (seed, granularity, density):
-                for name in ("masked", "ledger"):
-                    place = kinds[row.criterion.split()[0]], name
-                    least[place] = min(least.get(place, math.inf), getattr(row, name))
-        if {("ledger", "ledger"), ("statistic", "ledger")} <= set(least):
-            both = {
-                name: least["ledger", at] / least["statistic", at]
-                for name, at in (("masked", "masked"), ("compensated", "ledger"))
-            }
-            found.append({"seed": seed, "granularity": granularity, "density": density} | both)
-    return found
 
 
 def table(rows: list[Row], granularity: str, density: float) -> Table:
@@ -226,18 +194,11 @@ def main(
             dense.append(run.dense)
     for granularity, density in SHAPES:
         table(rows, granularity, density).print(console)
-    found = ratios(rows)
-    for one in found:
-        console.print(
-            f"seed {one['seed']}, {one['granularity']}, density {one['density']:g}: best ledger-based over "
-            f"best statistic-based {one['masked']:.2f}, compensated {one['compensated']:.2f}"
-        )
     result = {
         "seeds": seeds,
         "embedding_std": embedding_std,
         "text": byte_model.text().digest,
         "dense": dense,
-        "ratios": found,
         "rows": [asdict(row) | {"removed": row.removed} for row in rows],
         "machine": {"torch": torch.__version__, "python": platform.python_version()},
     }

@@ -30,6 +30,8 @@ from search.setting import Setting
 from tasks.every_task import EVERY_TASK
 from tasks.task import Quality
 
+from gradtrace.errors import InvalidValueError
+
 
 def test_overhead_times_watchers_in_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -96,18 +98,18 @@ def test_compensation_is_measured_from_ledger_and_batches(
     monkeypatch.setattr(byte_model, "model", small)
     monkeypatch.setattr(language, "ByteModel", small)
     monkeypatch.setattr(language, "BATCH", 2)
-    criteria: Any = (("magnitude", {}, "layer"), ("fisher-step", {}, "layer"))
+    criteria: Any = (("magnitude", {}),)
     for name, value in {"BATCHES": 1, "WINDOWS": 2, "CRITERIA": criteria}.items():
         monkeypatch.setattr(compensation, name, value)
     out = tmp_path / "figures.json"
     for _ in range(2):  # the second time nothing is trained
         compensation.main(seeds=1, steps=20, runs=tmp_path, embedding_std=1.0, out=out)
-        found = json.loads(out.read_text())
-        rows = found["rows"]
-        assert [(row["granularity"], row["density"]) for row in rows] == 2 * list(compensation.SHAPES)
+        rows = json.loads(out.read_text())["rows"]
+        assert [(row["granularity"], row["density"]) for row in rows] == list(compensation.SHAPES)
         assert all(0 < row["promised"] <= 1 for row in rows)
-        assert [(one["granularity"], one["density"]) for one in found["ratios"]] == list(compensation.SHAPES)
     assert "inputs of 64 rows at once, density 0.5" in capsys.readouterr().out
+    with pytest.raises(InvalidValueError, match=r"embeddings that start at 0\.02, got 1"):
+        compensation.main(seeds=1, steps=20, runs=tmp_path, out=out)
 
 
 def test_routed_linear_times_layers_beside_their_peers_and_judges_them(

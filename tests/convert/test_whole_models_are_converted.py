@@ -73,6 +73,35 @@ def test_every_layer_is_converted_and_verified(
 
 
 @FAMILY
+def test_what_gets_no_faster_stays_dense_and_says_so(
+    family: str, masks_of: MasksOf, device: SimpleNamespace
+) -> None:
+    model = copy.deepcopy(built(family))
+    device.speed = 0.5
+    plan = gt.plan(model, masks_of(model))
+    assert plan.converted == ()
+    assert all(layer.reason.startswith("stays dense: ") for layer in plan.values())
+    gt.convert_(model, plan)
+    assert_same_state(model.state_dict(), built(family).state_dict())
+    device.speed = 2.0
+    faster = gt.plan(model, masks_of(model))
+    assert faster.converted == masked_and_converted(family, masks_of)[2].converted
+    assert not any(isinstance(one, gt.RoutedLinear) for one in model.modules())
+    gt.convert_(model, faster)
+    assert sum(isinstance(one, gt.RoutedLinear) for one in model.modules()) == len(faster.converted)
+
+
+@FAMILY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_is_still_verified_in_half_precision(
+    family: str, dtype: torch.dtype, masks_of: MasksOf, device: SimpleNamespace
+) -> None:
+    reference, converted, _ = masked_and_converted(family, masks_of)
+    report = gt.verify(reference.to(dtype), converted.to(dtype), batch_of(family))
+    assert {one.tolerance for one in report.layers.values()} == {2e-2 if dtype == torch.bfloat16 else 2e-3}
+
+
+@FAMILY
 def test_gradients_are_those_of_the_masked_dense_model(
     family: str, masks_of: MasksOf, device: SimpleNamespace
 ) -> None:
