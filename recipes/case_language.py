@@ -117,7 +117,7 @@ def main(
         lower_is_better=True,
         fresh=fresh,
         train=partial(train, steps, recovery),
-        training={"steps": steps, "text": text().digest},
+        training={"steps": steps, "more": recovery, "text": text().digest},
         batches=recovery_batches,
         loss=loss,
         judged=judged,

@@ -115,7 +115,7 @@ def main(
         lower_is_better=False,
         fresh=partial(fresh, len(split.labels)),
         train=partial(train, split, epochs, recovery),
-        training={"epochs": epochs, "length": LENGTH, "labels": len(split.labels)},
+        training={"epochs": epochs, "more": recovery, "length": LENGTH, "labels": len(split.labels)},
         batches=partial(batches, split),
         loss=loss,
         judged=partial(judged, split),
