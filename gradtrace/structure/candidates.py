@@ -55,12 +55,20 @@ def candidates(mask: NDArray[np.bool_]) -> Iterator[Candidate]:
         yield Candidate("row groups", f"{len(identical)} groups of identical rows", identical)
     natural = {size: row_groups(mask, size) for size in _GROUP_SIZES if live > size}
     for size, parts in natural.items():
-        yield Candidate("row groups", f"row groups of {size}", parts)
+        if not _same(parts, identical):
+            yield Candidate("row groups", f"row groups of {size}", parts)
     if mask.size <= _MOST_SEARCHED:
         yield from _triangle(mask)
         yield from _blocks(mask)
         for size, parts in natural.items():
             yield from _similar(mask, size, sum(part.size for part in parts))
+
+
+def _same(parts: tuple[SubOperator, ...], others: tuple[SubOperator, ...]) -> bool:
+    """Whether the groups are alike, in whatever order."""
+    if len(parts) != len(others):
+        return False
+    return {part.outputs.tobytes() for part in parts} == {other.outputs.tobytes() for other in others}
 
 
 def _triangle(mask: NDArray[np.bool_]) -> Iterator[Candidate]:

@@ -24,7 +24,7 @@ WORTHWHILE = 1.05
 """A measurement has to beat dense by this factor: below it, what is gained does not pay for the change."""
 
 _TIE = 0.98
-_MEASURED = 3  # candidates, at most
+_MEASURED = 3  # candidates, and the one of least work
 _CLOSE = 1.25  # times the best prediction, up to which a candidate is measured as well
 
 
@@ -39,35 +39,43 @@ def plan_layer(
 
     With `refuse`, a layer stays dense whose best candidate is not predicted to be `MARGIN` times as fast as
     dense; or, where `confirm` can measure it, is not even predicted to be `PROMISING`, or is not measured
-    to be `WORTHWHILE`. Without, the best is taken anyway. Candidates whose predictions are close to the best
-    one are measured too, and the measurement decides between them.
+    to be `WORTHWHILE` (`MARGIN`, if it multiplies as much as dense does). Without, the best is taken anyway.
+    Candidates whose predictions are close to the best one, and the one that multiplies least, are measured
+    too, and the measurement decides between them. A mask that drops nothing is never measured.
     """
     out_features, in_features = mask.shape
     dense = cost.predict_dense(in_features, out_features) if mask.size else 0.0
     ranked = _ranked(mask, cost)
     predicted, best = ranked[0]
     said = f"{best.words}: predicted {_beside(dense, predicted)}"
-    # What multiplies as much as dense does cannot be faster, only mismeasured.
-    needed = MARGIN if confirm is None or _work(best) >= mask.size else PROMISING
+    measurable = confirm is not None and not mask.all()
+    needed = PROMISING if measurable else MARGIN
     if refuse and predicted * needed > dense:
         return _stays_dense(mask, dense, said, needed)
     if confirm is None:
         return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, None, said)
-    chosen = predicted
     dense_seconds, seconds = confirm(best)
-    for other_predicted, other in ranked[1:_MEASURED]:
-        if other_predicted > predicted * _CLOSE:
-            break
+    for other_predicted, other in _also_measured(ranked):
         other_dense, other_seconds = confirm(other)
         if other_dense * seconds > dense_seconds * other_seconds:
-            best, dense_seconds, seconds = other, other_dense, other_seconds
-            said = f"{best.words}: predicted {_beside(dense, other_predicted)}"
-            chosen = other_predicted
-    predicted = chosen
+            best, predicted, dense_seconds, seconds = other, other_predicted, other_dense, other_seconds
+            said = f"{best.words}: predicted {_beside(dense, predicted)}"
     said = f"{said}; measured {_beside(dense_seconds, seconds)}"
-    if refuse and seconds * WORTHWHILE > dense_seconds:
-        return _stays_dense(mask, dense, said, WORTHWHILE)
+    # Dense may be the slower one at the same work, but a tie that noise has decided is likelier.
+    needed = WORTHWHILE if _work(best) < mask.size else MARGIN
+    if refuse and seconds * needed > dense_seconds:
+        return _stays_dense(mask, dense, said, needed)
     return LayerPlan(best.choice, best.sub_operators, mask, predicted, dense, dense_seconds / seconds, said)
+
+
+def _also_measured(ranked: list[tuple[float, Candidate]]) -> list[tuple[float, Candidate]]:
+    """What is measured besides the first: close predictions, and the least work, where those err most."""
+    predicted = ranked[0][0]
+    chosen = [one for one in ranked[1:_MEASURED] if one[0] <= predicted * _CLOSE]
+    least = min(ranked, key=lambda one: _work(one[1]))
+    if least is not ranked[0] and least not in chosen and least[0] * PROMISING <= predicted:
+        chosen.append(least)
+    return chosen
 
 
 def _stays_dense(mask: NDArray[np.bool_], seconds: float, said: str, needed: float) -> LayerPlan:

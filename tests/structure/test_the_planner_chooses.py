@@ -189,7 +189,38 @@ def test_nothing_is_measured_where_the_prediction_already_refuses() -> None:
     def confirm(candidate: Candidate) -> tuple[float, float]:
         raise AssertionError("measured in vain")
 
-    assert plan_layer(random_mask(0.3), table(), confirm=confirm).choice == DENSE
+    assert plan_layer(random_mask(0.3), table(per_call=1e-3), confirm=confirm).choice == DENSE
+    assert plan_layer(np.ones((512, 384), dtype=np.bool_), table(), confirm=confirm).choice == DENSE
+
+
+@pytest.mark.parametrize(("speed", "choice"), [(1.08, DENSE), (1.12, "trimmed")])
+def test_as_much_work_as_dense_has_to_be_measured_faster_by_the_margin(speed: float, choice: str) -> None:
+    assert plan_layer(random_mask(0.3), table(), confirm=lambda candidate: (speed, 1.0)).choice == choice
+
+
+def test_the_least_work_is_measured_too_where_its_prediction_is_not_far_behind() -> None:
+    mask = random_mask(0.1)
+    seen: list[str] = []
+
+    def confirm(candidate: Candidate) -> tuple[float, float]:
+        seen.append(candidate.words)
+        return 3e-3, 1e-3 if candidate.words == "row groups of 16 by similarity" else 2e-3
+
+    slow = table(per_sub_operator=3e-6)
+    planned = plan_layer(mask, slow, confirm=confirm)
+    assert planned.reason.startswith("row groups of 16 by similarity: predicted")
+    assert seen == [
+        "dead rows and columns removed",
+        "row groups of 256",
+        "row groups of 128",
+        "row groups of 16 by similarity",
+    ]
+
+
+def test_natural_groups_of_identical_rows_are_one_candidate() -> None:
+    mask = np.repeat(random_mask(0.3, (8, 384)), 64, axis=0)
+    assert "8 groups of identical rows" in sizes(mask)
+    assert "row groups of 64" not in sizes(mask)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.3, 1.0])
