@@ -9,7 +9,8 @@ time is proportional to what is computed. What takes long is called twice only.
 A case counts where the dense layer takes at least 50 operator calls: below that, calling is what is measured.
 For each case the planner is asked as a user would ask it, `gradtrace.plan` with the case's mask. The roofline
 is the time that the machine needs for the FLOPs or the bytes (x, weights and result, once each) of the layer,
-whichever is longer, at the rates that it was measured to reach; the share is that over the median.
+whichever is longer, at the rates that it was measured to reach, at the start or between the settings; the share is that over
+the median.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def measure(
             torch.set_num_threads(threads)
             for tokens in TOKENS:
                 step(f"{inputs} to {outputs}, {tokens} tokens, {threads} threads")
+                ceilings[threads] = ceilings[threads].or_better(measured_ceilings(0.2))
                 setting = Setting(layers, peers, tokens, threads)
                 rows += setting.rows(in_turns(setting.functions, seconds), ceilings[threads])
     return rows, {str(threads): one.to_json() for threads, one in ceilings.items()}
@@ -185,6 +187,8 @@ def main(
         console.print(line, highlight=False)
     console.print("Left out: 2:4 and Triton's BSR, which run on a GPU.", highlight=False)
     figures = {
+        "command": f"python benchmarks/routed_linear.py --seconds {seconds:g}" + " --quick" * quick,
+        "seeds": {"layers": 0},
         "machine": {
             "device": "cpu",
             **machine(),

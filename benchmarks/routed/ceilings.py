@@ -31,6 +31,12 @@ class Ceilings:
         rate = float(np.exp(np.interp(np.log(moved), np.log(self.bytes), np.log(self.bytes_per_second))))
         return max(flops / self.flops, moved / rate)
 
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The higher of both, measured at another time: whatever disturbs only ever lowers them."""
+        rates = tuple(max(pair) for pair in zip(self.bytes_per_second, other.bytes_per_second, strict=True))
+        one = min(self.one_operator, other.one_operator)
+        return Ceilings(max(self.flops, other.flops), self.bytes, rates, one)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
