@@ -117,7 +117,7 @@ def main(
         said += f".\nLeft out: a GPU, there is none here; the aim is {AIM} of its copy."
     console.print(said, highlight=False)
     figures = {
-        "command": "python benchmarks/accumulate.py",
+        "command": f"python benchmarks/accumulate.py --seconds {seconds:g}",
         "machine": {
             **machine(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

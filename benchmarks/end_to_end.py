@@ -172,7 +172,7 @@ def main(
     if device.type != "cuda":
         console.print("Left out: a GPU, there is none here.")
     figures = {
-        "command": "python benchmarks/end_to_end.py",
+        "command": f"python benchmarks/end_to_end.py --seconds {seconds:g}",
         "machine": {**machine(), "device": str(device), "threads": torch.get_num_threads()},
         "versions": installed("gradtrace", "torch", "triton", "numpy"),
         "rows": rows,

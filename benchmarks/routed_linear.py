@@ -9,8 +9,8 @@ time is proportional to what is computed. What takes long is called twice only.
 A case counts where the dense layer takes at least 50 operator calls: below that, calling is what is measured.
 For each case the planner is asked as a user would ask it, `gradtrace.plan` with the case's mask. The roofline
 is the time that the machine needs for the FLOPs or the bytes (x, weights and result, once each) of the layer,
-whichever is longer, at the rates that it was measured to reach, at the start or between the settings; the share is that over
-the median.
+whichever is longer, at the rates that it was measured to reach, at the start or between the settings; the
+share is that over the median.
 """
 
 from __future__ import annotations
