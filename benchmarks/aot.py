@@ -37,7 +37,7 @@ def main(
         table.add_column(heading, justify="left" if heading == "kernel" else "right")
     rows: list[dict[str, object]] = []
     spilled = 0
-    for variant in track([*variants()], "compiling", console=console):
+    for variant in track(variants(), "compiling", console=console):
         usage = {name: usage_of(variant, target) for name, target in targets.items()}
         spilled += sum(one.spilled for one in usage.values())
         rows.append({"kernel": variant.name, **{name: asdict(one) for name, one in usage.items()}})

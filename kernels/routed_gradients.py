@@ -5,6 +5,8 @@ So it can be traced, compiled and differentiated itself.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ def gradients(
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those of x and of the flat weight, where `wanted`; `grad` (..., out_features) is that of the sums."""
-    flat_x, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    tokens = prod(x.shape[:-1])
+    flat_x, flat_grad = x.reshape(tokens, x.shape[-1]), grad.reshape(tokens, grad.shape[-1])
     shapes = list(zip(output_sizes, input_sizes, strict=True))
     flat = torch.split(weight, [n * k for n, k in shapes])
     matrices = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]

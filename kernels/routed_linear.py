@@ -15,6 +15,7 @@ here gives way to the reference.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from gradtrace.errors import UnsupportedError
 from gradtrace.kernels.activations import activate, check_activation, derivative
 from gradtrace.kernels.optional_triton import triton
 from gradtrace.kernels.routed_arguments import checked_routing
-from gradtrace.kernels.routed_gradients import gradients
+from gradtrace.kernels.routed_backward import gradients_at_hand
 from gradtrace.kernels.routed_linear_cpu import compiled_products, routed_linear_cpu
 from gradtrace.kernels.routed_linear_reference import routed_linear_plain
 from gradtrace.kernels.routed_linear_triton import routed_linear_triton
@@ -148,7 +149,6 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Plain torch that never looks at an index value: it can be traced, compiled and differentiated."""
     x, weight, bias, inputs, outputs, times = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_times = None
@@ -158,10 +158,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if times is not None:
             grad_times, grad = grad * activate(z, ctx.activation), grad * times
         grad = grad * derivative(z, ctx.activation)
-    grad_x, grad_weight = gradients(
+    grad_x, grad_weight = gradients_at_hand(
         x, weight, inputs, outputs, ctx.input_sizes, ctx.output_sizes, grad, (need_x, need_weight)
     )
-    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if bias is not None and need_bias else None
+    grad_bias = (
+        grad.reshape(prod(grad.shape[:-1]), grad.shape[-1]).sum(0) if bias is not None and need_bias else None
+    )
     return grad_x, grad_weight, grad_bias, None, None, None, None, None, None, grad_times
 
 

@@ -20,8 +20,9 @@ from gradtrace.kernels.activations import activate, activated
 from gradtrace.kernels.optional_triton import jit, tl, triton
 from gradtrace.kernels.routed_linear_reference import merged
 from gradtrace.kernels.routing import Block, Routing
+from gradtrace.kernels.tuned_forms import tuned
 
-__all__ = ["FORMS", "Form", "form_of", "routed_linear_triton"]
+__all__ = ["FORMS", "Form", "forms_of", "routed_linear_triton", "smaller"]
 
 _WAVES = 4  # programs for each multiprocessor: what is left at the end is a quarter of what it computes
 _MOST_PIECES = 8  # of one product's depth
@@ -78,6 +79,7 @@ def _routed_linear_kernel(
     SCATTERED: tl.constexpr,
     ALIGNED: tl.constexpr,
     EVEN: tl.constexpr,
+    TURNED: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -112,7 +114,8 @@ def _routed_linear_kernel(
         token = (item % token_tiles) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)
         # Past the end the last one is read again but never stored: masks would cost registers in the loop.
         x_rows = x + tl.minimum(token, tokens - 1) * x_row
-        matrix_rows = weight + weight_begin + tl.minimum(row, n - 1) * k
+        matrix_rows = weight + weight_begin + tl.minimum(row, n - 1) * (1 if TURNED else k)
+        step = n if TURNED else 1  # between the weights of one row
         if TOKENS == 1:
             stream = tl.zeros((ROWS, DEPTH), tl.float32)
             for at in range(begin, end, DEPTH):
@@ -122,7 +125,9 @@ def _routed_linear_kernel(
                 if INDEXED:
                     source = tl.load(inputs + source, mask=inside, other=0)
                 value = tl.load(x + tl.sum(token, axis=0) * x_row + source * x_column, mask=inside, other=0.0)
-                matrix = tl.load(matrix_rows[:, None] + depth[None, :], mask=inside[None, :], other=0.0)
+                matrix = tl.load(
+                    matrix_rows[:, None] + (depth * step)[None, :], mask=inside[None, :], other=0.0
+                )
                 stream += matrix.to(tl.float32) * value.to(tl.float32)[None, :]
             sums = tl.sum(stream, axis=1)[None, :]
         else:
@@ -136,7 +141,9 @@ def _routed_linear_kernel(
                 gathered = tl.load(
                     x_rows[:, None] + (source * x_column)[None, :], mask=inside[None, :], other=0.0
                 )
-                matrix = tl.load(matrix_rows[None, :] + depth[:, None], mask=inside[:, None], other=0.0)
+                matrix = tl.load(
+                    matrix_rows[None, :] + (depth * step)[:, None], mask=inside[:, None], other=0.0
+                )
                 if WIDEN:
                     gathered, matrix = gathered.to(tl.float32), matrix.to(tl.float32)
                 sums = tl.dot(gathered, matrix, sums, input_precision=PRECISION)
@@ -155,28 +162,58 @@ def _routed_linear_kernel(
 
 
 def routed_linear_triton(
-    x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, activation: str, times: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    routing: Routing,
+    activation: str,
+    times: Tensor | None,
+    *,
+    turned: bool = False,
 ) -> Tensor:
-    """Do what `routed_linear` does, for float32, bfloat16 and float16."""
+    """Do what `routed_linear` does, for float32, bfloat16 and float16.
+
+    `turned`: each block of `weight` is stored column by column, as backward finds it.
+    """
     tokens = prod(x.shape[:-1])
     flat, weight = x.detach().reshape(tokens, x.shape[-1]), weight.detach().contiguous()
-    multiprocessors = _multiprocessors(x.device)
-    form = form_of(x.dtype, tokens, routing)
+    times = times if times is None else times.reshape(tokens, routing.out_features).contiguous()
+
+    def run(form: Form) -> Tensor:
+        return _launched(form, flat, weight, bias, routing, activation, times, turned)
+
+    forms = forms_of(x.dtype, tokens, routing, turned=turned)
+    form = tuned(_problem(flat, routing, turned), forms, run, x.device)
+    return run(form).view(*x.shape[:-1], routing.out_features)
+
+
+def _launched(
+    form: Form,
+    flat: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    routing: Routing,
+    activation: str,
+    times: Tensor | None,
+    turned: bool,
+) -> Tensor:
+    """(T, O) from (T, I)."""
+    tokens = flat.shape[0]
+    multiprocessors = _multiprocessors(flat.device)
     pieces = _pieces(form, tokens, routing, multiprocessors)
     direct = pieces == 1 and not routing.overlapping
-    times = times if times is None else times.reshape(tokens, routing.out_features).contiguous()
     if direct:
-        z = x.new_empty((tokens, routing.out_features))
+        z = flat.new_empty((tokens, routing.out_features))
         if routing.padded:
             z.copy_(_dead(bias, activation, times, z))
     else:
         # Each result has its own column, added up afterwards: unlike atomic adds, the same bits every time.
-        z = x.new_zeros((pieces, tokens, routing.width + 8 * routing.padded), dtype=torch.float32)
+        z = flat.new_zeros((pieces, tokens, routing.width + 8 * routing.padded), dtype=torch.float32)
     if tokens and routing.width:
-        tiles = _tiles(routing, form, pieces, direct, x.device)
+        tiles = _tiles(routing, form, pieces, direct, flat.device)
         epilogue, gate = (bias, times) if direct else (None, None)
         programs = min(tiles.shape[0] * triton.cdiv(tokens, form.tokens), _WAVES * multiprocessors)
-        with torch.cuda.device(x.device.index if x.is_cuda else -1):
+        with torch.cuda.device(flat.device.index if flat.is_cuda else -1):
             _routed_linear_kernel[(programs,)](
                 flat,
                 weight,
@@ -197,8 +234,9 @@ def routed_linear_triton(
                 SCATTERED=direct and not routing.consecutive_outputs,
                 ALIGNED=routing.aligned,
                 EVEN=routing.even,
+                TURNED=turned,
                 # Triton's interpreter multiplies the bit patterns of bfloat16 (triton-lang/triton#11584).
-                WIDEN=triton.knobs.runtime.interpret and x.dtype == torch.bfloat16,
+                WIDEN=triton.knobs.runtime.interpret and flat.dtype == torch.bfloat16,
                 PRECISION=_precision(),
                 TOKENS=form.tokens,
                 ROWS=form.rows,
@@ -206,19 +244,36 @@ def routed_linear_triton(
                 num_warps=form.warps,
                 num_stages=form.stages,
             )
-    y = z if direct else merged(z.sum(0), bias, routing, x.dtype, activation, times)
-    return y.view(*x.shape[:-1], routing.out_features)
+    return z if direct else merged(z.sum(0), bias, routing, flat.dtype, activation, times)
 
 
-def form_of(dtype: torch.dtype, tokens: int, routing: Routing) -> Form:
-    """The form for this class of problem, cut down to what it is to hold; a larger one spills registers."""
+def forms_of(dtype: torch.dtype, tokens: int, routing: Routing, *, turned: bool = False) -> list[Form]:
+    """Those to choose from for this class of problem, each cut down to what it is to hold."""
     size = "one" if tokens == 1 else "few" if tokens <= 16 else "many"
-    loads = "whole" if routing.aligned and routing.even else "single"
+    loads = "whole" if routing.aligned and routing.even and not turned else "single"
     form = FORMS[size, "float32" if dtype == torch.float32 else "short", loads]
-    if size == "one":
-        return form
-    rows = _side(max((block.n for block in routing.blocks), default=1), form.rows)
-    return form._replace(tokens=_side(tokens, form.tokens), rows=rows)
+    if size != "one":
+        rows = _side(max((block.n for block in routing.blocks), default=1), form.rows)
+        form = form._replace(tokens=_side(tokens, form.tokens), rows=rows)
+    return [form, *smaller(form)]
+
+
+def smaller(form: Form) -> list[Form]:
+    """Half as many rows, or tokens: more programs, each of which reads the other side as often."""
+    found = []
+    if form.rows > (8 if form.tokens == 1 else 16):
+        found.append(form._replace(rows=form.rows // 2))
+    if form.tokens > 32:
+        found.append(form._replace(tokens=form.tokens // 2))
+    return found
+
+
+def _problem(x: Tensor, routing: Routing, turned: bool) -> str:
+    """The class: problems of one are alike enough for one form."""
+    longest = max((block.k for block in routing.blocks), default=0)
+    reads = ("in order" if routing.consecutive_inputs else "gathered") + (", turned" if turned else "")
+    sizes = [number.bit_length() for number in (x.shape[0], routing.width, longest)]
+    return f"{x.dtype}, {_precision()}, 2^{sizes}, {reads}, {routing.aligned and routing.even}"
 
 
 def _side(size: int, most: int) -> int:

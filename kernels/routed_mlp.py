@@ -13,6 +13,7 @@ registers (on a GPU, for blocks that fit). Source: arXiv 2601.15871 for the bloc
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from gradtrace.kernels.activations import activate, derivative
 from gradtrace.kernels.optional_triton import triton
 from gradtrace.kernels.routed_arguments import checked_routing
-from gradtrace.kernels.routed_gradients import gradients
+from gradtrace.kernels.routed_backward import gradients_at_hand
 from gradtrace.kernels.routed_linear import routed_linear, routed_linear_reference
 from gradtrace.kernels.routed_linear_cpu import compiled_products
 from gradtrace.kernels.routed_mlp_cpu import routed_mlp_cpu, worth_fusing
@@ -187,7 +188,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     inner = z if gate is None else layer(x, gate, gate_bias, *above, hidden.numel())
     activated = activate(inner, ctx.activation)
     inside = activated if gate is None else activated * z
-    grad_inside, grad_down = gradients(inside, down, hidden, outputs, hidden_sizes, output_sizes, grad)
+    grad_inside, grad_down = gradients_at_hand(
+        inside, down, hidden, outputs, hidden_sizes, output_sizes, grad
+    )
     assert grad_inside is not None
     slope = derivative(inner, ctx.activation)
     grad_gate = grad_gate_bias = grad_x_gate = None
@@ -195,9 +198,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_z = grad_inside * slope
     else:
         grad_z, grad_inner = grad_inside * activated, grad_inside * z * slope
-        grad_x_gate, grad_gate = gradients(x, gate, *above, grad_inner)
+        grad_x_gate, grad_gate = gradients_at_hand(x, gate, *above, grad_inner)
         grad_gate_bias = None if gate_bias is None else _summed(grad_inner)
-    grad_x, grad_up = gradients(x, up, *above, grad_z)
+    grad_x, grad_up = gradients_at_hand(x, up, *above, grad_z)
     if grad_x is not None and grad_x_gate is not None:
         grad_x = grad_x + grad_x_gate
     return (
@@ -213,7 +216,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _summed(grad: Tensor) -> Tensor:
-    return grad.reshape(-1, grad.shape[-1]).sum(0)
+    return grad.reshape(prod(grad.shape[:-1]), grad.shape[-1]).sum(0)
 
 
 _routed_mlp_op.register_autograd(_backward, setup_context=_keep_for_backward)

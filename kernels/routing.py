@@ -68,8 +68,8 @@ class Routing:
     in_features: int
     out_features: int
     device: torch.device
-    tiles: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """Tile schedules of the Triton kernel, by what they depend on."""
+    tiles: dict[tuple[int | str, ...], Tensor] = field(default_factory=dict)
+    """Tile schedules of the Triton kernels, by what they depend on."""
     joined: dict[int, tuple[Routing, Tensor]] = field(default_factory=dict)
     """By the id of another plan, which is kept so that the id stays its own: what depends on both."""
 
@@ -102,6 +102,22 @@ class Routing:
             )
             for first, block in ends
         )
+
+    @cached_property
+    def shared_inputs(self) -> bool:
+        """Whether some input is read twice."""
+        return bool(self.sources.numel() and self.sources.bincount().max() > 1)
+
+    @cached_property
+    def places(self) -> tuple[Tensor, bool]:
+        """(weights,) int64: where each lies in the flat dense matrix; and whether two lie in one place."""
+        places = [
+            self.targets[block.output_begin : block.output_begin + block.n, None] * self.in_features
+            + self.sources[block.input_begin : block.input_begin + block.k]
+            for block in self.blocks
+        ]
+        flat = torch.cat([self.sources[:0], *(part.flatten() for part in places)])
+        return flat.to(self.device), bool((flat.sort().values.diff() == 0).any())
 
     @cached_property
     def aligned(self) -> bool:

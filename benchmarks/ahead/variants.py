@@ -9,11 +9,11 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from gradtrace.kernels import routed_mlp_triton
+from gradtrace.kernels import routed_gradients_triton, routed_mlp_triton
 from gradtrace.kernels.accumulate_triton import _PARTS, _SIZE, _WARPS, _accumulate_kernel
-from gradtrace.kernels.routed_linear_triton import FORMS, Form, _routed_linear_kernel
+from gradtrace.kernels.routed_linear_triton import FORMS, Form, _routed_linear_kernel, smaller
 
-__all__ = ["TARGETS", "Variant", "variants"]
+__all__ = ["TARGETS", "Variant", "few_variants", "variants"]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,11 +37,30 @@ class Variant:
     """Arguments that are multiples of 16 where it counts: Triton tells at the call."""
 
 
-def variants() -> Iterator[Variant]:
-    """All of them."""
-    yield from _accumulate()
-    yield from _routed_linear()
-    yield from _routed_mlp()
+_SOME = (
+    ("accumulate", "weight 8"),
+    ("routed_linear", "fp32,", "gelu, gate, whole"),
+    ("routed_linear", "bf16,", "in order, silu, whole"),
+    ("routed_linear", "bf16,", "turned, whole"),
+    ("routed_mlp bf16, 64 outputs", "gate"),
+    ("routed_weights, bf16",),
+)
+
+
+def variants() -> list[Variant]:
+    """All of them, each once."""
+    every = (*_accumulate(), *_routed_linear(), *_routed_mlp(), *_routed_weights())
+    return list({variant.name: variant for variant in every}.values())
+
+
+def few_variants() -> list[Variant]:
+    """Some of each kernel, in the largest form: what a test can compile each time."""
+    chosen: dict[tuple[str, ...], Variant] = {}
+    for variant in variants():
+        for words in _SOME:
+            if all(word in variant.name for word in words):
+                chosen.setdefault((variant.name.split(",")[0], *words), variant)
+    return list(chosen.values())
 
 
 def _accumulate() -> Iterator[Variant]:
@@ -74,12 +93,17 @@ def _routed_linear() -> Iterator[Variant]:
             yield _routed(f"{size} tokens", dtype, form, "gathered, gelu, gate", loads)
             yield _routed(f"{size} tokens", dtype, form, "in order, silu", loads)
             yield _routed(f"{size} tokens", dtype, form, "gathered, split", loads)
+            turned = FORMS[size, of, "single"]
+            yield _routed(f"{size} tokens", dtype, turned, "gathered, turned", loads)
+            for other in smaller(form):
+                yield _routed(f"{size} tokens", dtype, other, "gathered, gelu, gate", loads)
             yield _routed(f"{size} tokens", dtype, smallest, "gathered, gelu, gate", loads)
 
 
 def _routed(problem: str, given: str, form: Form, way: str, loads: str) -> Variant:
     dtype, _, precision = given.partition(" as ")
     gathered, split, whole = way.startswith("gathered"), way.endswith("split"), loads == "whole"
+    turned = way.endswith("turned")
     signature = {
         "x": f"*{dtype}", "weight": f"*{dtype}", "bias": f"*{dtype}", "times": f"*{dtype}",
         "inputs": "*i32", "columns": "*i32", "z": "*fp32" if split else f"*{dtype}", "tiles": "*i64",
@@ -87,13 +111,14 @@ def _routed(problem: str, given: str, form: Form, way: str, loads: str) -> Varia
     }  # fmt: skip
     constants = {
         "x_column": 1,
-        "HAS_BIAS": not split,
+        "HAS_BIAS": not split and not turned,
         "HAS_TIMES": way.endswith("gate"),
-        "ACTIVATION": "none" if split else "gelu" if gathered else "silu",
+        "ACTIVATION": "none" if split or turned else "gelu" if gathered else "silu",
         "INDEXED": gathered,
         "SCATTERED": gathered and not whole and not split,
         "ALIGNED": whole,
         "EVEN": whole,
+        "TURNED": turned,
         "WIDEN": False,
         "PRECISION": precision or "ieee",
         "TOKENS": form.tokens,
@@ -132,3 +157,20 @@ def _routed_mlp() -> Iterator[Variant]:
                 name = f"routed_mlp {dtype}, {outputs} outputs a block" + (", gate" if gated else "")
                 kernel, warps = routed_mlp_triton._routed_mlp_kernel, routed_mlp_triton.WARPS
                 yield Variant(kernel, name, signature, constants, warps, 3, ("x", "y", "x_row", "y_row"))
+
+
+def _routed_weights() -> Iterator[Variant]:
+    kernel = routed_gradients_triton._routed_weights_kernel
+    for given in ("fp32", "fp32 as tf32", "bf16", "fp16"):
+        dtype, _, precision = given.partition(" as ")
+        signature = {
+            "grad": f"*{dtype}", "x": f"*{dtype}", "outputs": "*i32", "inputs": "*i32",
+            "result": f"*{dtype}", "tiles": "*i64", "tokens": "i32", "grad_row": "i64", "x_row": "i64",
+        }  # fmt: skip
+        constants = {
+            "grad_column": 1, "x_column": 1, "WIDEN": False, "PRECISION": precision or "ieee",
+            "SIDE": routed_gradients_triton.SIDE, "TOKENS": routed_gradients_triton.TOKENS,
+        }  # fmt: skip
+        warps, stages = routed_gradients_triton.WARPS, routed_gradients_triton.STAGES
+        aligned = ("grad", "x", "result", "grad_row", "x_row")
+        yield Variant(kernel, f"routed_weights, {given}", signature, constants, warps, stages, aligned)

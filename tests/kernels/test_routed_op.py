@@ -9,9 +9,10 @@ from weakref import ref
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradtrace.errors import GradtraceError, InvalidValueError, MismatchError, UnsupportedError
-from gradtrace.kernels import routing
+from gradtrace.kernels import routed_backward, routing
 from gradtrace.kernels.routed_linear import routed_linear, routed_linear_reference
 
 # (inputs, outputs) of each sub-operator, on 6 inputs and 5 outputs
@@ -232,3 +233,68 @@ def test_arguments_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         routed_linear(**given)
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
+@STRUCTURES
+def test_the_operator_of_backward_passes_opcheck(parts: Parts, wanted: tuple[bool, bool]) -> None:
+    weight, _, ins, outs, *sizes, _ = arguments(parts)
+    args = (torch.randn(2, 3, 6), weight, ins, outs, *sizes, torch.randn(2, 3, 5), *wanted)
+    torch.library.opcheck(torch.ops.gradtrace.routed_linear_backward, args)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_backward_on_a_gpu_is_one_operator_and_plain_torch_where_it_is_differentiated(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routed_backward, "_on_gpu", lambda x: True)
+    weight, bias, *rest = arguments(SHARED, torch.float64)
+    given = trainable(torch.randn(4, 6, dtype=torch.float64), weight, bias)
+    seen: list[str] = []
+
+    class Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def layer(*given: Any) -> Tensor:
+        return routed_linear(*given, *rest)
+
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    y = run(*given)
+    with Names():  # type: ignore[no-untyped-call]
+        found = torch.autograd.grad(y, given, torch.ones_like(y))
+    assert seen.count("gradtrace.routed_linear_backward.default") == 1
+    plain = torch.autograd.grad(layer(*given), given, torch.ones_like(y), create_graph=True)
+    torch.testing.assert_close(found, plain)
+    if not compiled:
+        assert torch.autograd.gradgradcheck(layer, given)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("parts", [DISJOINT, SHARED], ids=["disjoint", "shared"])
+def test_forward_and_backward_are_captured_in_a_cuda_graph(parts: Parts) -> None:
+    given: list[Any] = [one.cuda() if isinstance(one, Tensor) else one for one in arguments(parts)]
+    weight, bias, *rest = given
+    x, weight, bias = trainable(torch.randn(4, 6, device="cuda"), weight, bias)
+    upstream = torch.randn(4, 5, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        y = routed_linear(x, weight, bias, *rest)
+        return y, *torch.autograd.grad(y, (x, weight, bias), upstream)
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # plans, and chooses forms, which a capture must not
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.normal_()
+    graph.replay()
+    for got, expected in zip(captured, step(), strict=True):
+        torch.testing.assert_close(got, expected)

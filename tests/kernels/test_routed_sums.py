@@ -19,6 +19,8 @@ from torch import Tensor
 from gradtrace.kernels import routed_linear as kernel
 from gradtrace.kernels.activations import ACTIVATIONS, activate
 from gradtrace.kernels.routed_arguments import checked_routing
+from gradtrace.kernels.routed_gradients import gradients
+from gradtrace.kernels.routed_gradients_triton import gradients_triton
 from gradtrace.kernels.routed_linear_triton import routed_linear_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -334,3 +336,49 @@ def test_aligned_blocks_in_order_need_no_index(way: Way, tokens: int) -> None:
     structure = blocks([(64, 40), (24, 80), (8, 16)])
     x, weight, bias = random(tokens, 96), weights(structure), random(136)
     check(apply(way, structure, x, weight, bias), structure, x, weight, bias)
+
+
+def gradients_by(way: Way) -> Callable[..., Any]:
+    """What backward of this way runs."""
+    if way.run is interpreted:
+        return gradients_triton
+    if way.run is kernel.routed_linear_reference:
+        return gradients
+    return lambda *given: torch.ops.gradtrace.routed_linear_backward(*given, True, True)
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 70])
+def test_gradients_of_every_structure_equal_the_float64_ones(
+    way: Way, tokens: int, dtype: torch.dtype, structure: Structure
+) -> None:
+    x, weight = random(tokens, structure.in_features, dtype=dtype), weights(structure, dtype)
+    # As backward finds it: a gradient of any strides.
+    grad = random(structure.out_features, tokens, dtype=dtype, seed=5).t()
+    sides = [[part[side] for part in structure.parts] for side in (0, 1)]
+    indices = [torch.tensor([i for one in side for i in one], dtype=torch.int64) for side in sides]
+    sizes = [[len(one) for one in side] for side in sides]
+    given = [tensor.to(way.device) for tensor in (x, weight, *indices)]
+    found = gradients_by(way)(*given, *sizes, grad.to(way.device))
+    plain: Any = gradients
+    exact = plain(x.double(), weight.double(), *indices, *sizes, grad.double())
+    terms = plain(x.double().abs(), weight.double().abs(), *indices, *sizes, grad.double().abs())
+    for got, want, of in zip(found, exact, terms, strict=True):
+        assert got.dtype == dtype
+        # Row groups add in the short dtype only what a dense product would.
+        least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert ((got.double().cpu() - want).abs() <= 2 * TOLERANCE[dtype] * of + least).all()
+
+
+@pytest.mark.parametrize("name", ["ragged blocks permuted", "row groups", "outputs in several"])
+def test_gradients_have_the_same_bits_every_time(way: Way, name: str) -> None:
+    structure = STRUCTURES[name]
+    x, weight = random(50, structure.in_features), weights(structure)
+    grad = random(50, structure.out_features, seed=5)
+    sides = [[part[side] for part in structure.parts] for side in (0, 1)]
+    indices = [torch.tensor([i for one in side for i in one], dtype=torch.int64) for side in sides]
+    given = [tensor.to(way.device) for tensor in (x, weight, *indices)]
+    sizes = [[len(one) for one in side] for side in sides]
+    first, again = (gradients_by(way)(*given, *sizes, grad.to(way.device)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
