@@ -5,6 +5,7 @@ Some forms of each; benchmarks/aot.py compiles all of them, and its figures say 
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from ahead.compiling import usage_of
-from ahead.variants import TARGETS, Variant, few_variants
+from ahead.variants import TARGETS, Variant, few_variants, variants
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +34,12 @@ def test_a_kernel_compiles_and_spills_nothing(variant: Variant, target: str) -> 
         pytest.skip(str(error))
     assert usage.registers > 0
     assert usage.spilled == 0
+
+
+def test_the_figures_of_all_forms_are_there_and_none_spills() -> None:
+    """What was compiled is what is there to compile: a form that is new has to be compiled first."""
+    figures = json.loads((RESULTS / "aot.json").read_text())
+    rows = {row.pop("kernel"): row for row in figures["rows"]}
+    assert list(rows) == [variant.name for variant in variants()]
+    assert all(list(row) == list(TARGETS) for row in rows.values())
+    assert not [(name, row) for name, row in rows.items() if any(one["spilled"] for one in row.values())]
