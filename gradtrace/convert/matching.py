@@ -116,7 +116,7 @@ def _refuse_missing(model: nn.Module, name: str, layers: Mapping[str, LinearLaye
         raise UnsupportedError(
             f"{what} is for another model: '{name}' is a {type(there[name]).__name__}",
             expected="nn.Linear, Conv1D, or a projection of nn.MultiheadAttention",
-            remedy="leave it out of the plan",
+            remedy="leave it out of the plan, or use the model that this was made for",
         )
     wrapped = f"module.{name}" in layers
     raise MismatchError(

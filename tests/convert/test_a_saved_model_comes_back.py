@@ -519,11 +519,16 @@ def test_a_damaged_folder_is_refused_and_the_model_is_as_it_was(
         ),
         (lambda: build(bias=False), MismatchError, "layer '3': expected a bias, got none"),
         (lambda: build().double(), MismatchError, r"model\.to\(torch\.float32\)"),
-        (lambda: nn.Sequential(nn.ReLU()), MismatchError, "no linear layer '0'"),
+        (nn.Sequential, MismatchError, "no linear layer '0'"),
+        (
+            lambda: nn.Sequential(nn.ReLU()),
+            UnsupportedError,
+            "'0' is a ReLU.*use the model that this was made for",
+        ),
         (lambda: nn.Sequential(*build(), nn.Linear(2, 2)), MismatchError, "file has no '4.bias'"),
         (converted, StateError, "layer '0' has been converted already"),
     ],
-    ids=["wider", "no bias", "another dtype", "no layer", "more layers", "converted"],
+    ids=["wider", "no bias", "another dtype", "no layer", "another module", "more layers", "converted"],
 )
 def test_another_model_is_refused_and_is_as_it_was(
     make: Callable[[], nn.Module], error: type[GradtraceError], words: str, tmp_path: Path
