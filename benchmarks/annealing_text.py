@@ -92,7 +92,7 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a training.")] = BYTE_TEXT.steps,
     recovery: Annotated[int, typer.Option(min=1, help="Steps after the mask.")] = 800,
     lr: Annotated[float, typer.Option(help="Largest learning rate of those.")] = 2e-3,
