@@ -38,6 +38,10 @@ CRITERIA = {
     "sparse groups of inputs": ("criteria_search", "sparse-groups"),
     "small byte-level transformer": ("criteria_search_small_text", "byte-text-small"),
     "byte-level transformer": ("criteria_search_text", "byte-text"),
+    "the same, its embeddings started as torch starts them": (
+        "criteria_search_text_large_start",
+        "byte-text-large-start",
+    ),
     "a sequence classifier, looked at once": ("criteria_judged", "function-home"),
     "a regression on tables, looked at once": ("criteria_judged", "function-table"),
 }

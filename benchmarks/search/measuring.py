@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import gradtrace as gt
 from gradtrace.evidence.whole_file import write_whole
 
-__all__ = ["DENSE", "DENSITIES", "Measure", "measured"]
+__all__ = ["DENSE", "DENSITIES", "Measure", "measured", "moments_of"]
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 DENSE = "dense"
@@ -65,7 +65,7 @@ def measured(
             missing = [one for one in DENSITIES if (setting.label, one) not in known]
             if missing:
                 if not moments and (CALIBRATED in dict(setting.options).values()):
-                    moments = _moments(task, seed, net)
+                    moments = moments_of(task, seed, net)
                 try:
                     masks = _masks(setting, net, ledger, missing, moments)
                 except gt.GradtraceError as error:
@@ -91,7 +91,7 @@ def _part(ledger: gt.Ledger, span: str) -> gt.Ledger:
     return ledger.between(end=middle) if span == "first" else ledger.between(middle)
 
 
-def _moments(task: Task, seed: int, net: nn.Module) -> dict[str, Tensor]:
+def moments_of(task: Task, seed: int, net: nn.Module) -> dict[str, Tensor]:
     """Weight name -> summed squares of each input (channel) of its layer, over training batches."""
     sums: dict[str, Tensor] = {}
 
