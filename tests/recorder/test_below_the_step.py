@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -296,7 +297,27 @@ def test_bfloat16_agrees_with_float64_within_its_precision(autocast: bool) -> No
         assert distance < 0.1, name
 
 
+def test_a_watch_let_go_of_within_a_step_lets_models_be_compiled_again() -> None:
+    compiled_calls = []
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        compiled_calls.append(1)
+        return graph.forward
+
+    fast = torch.compile(lambda x: x + 1, backend=backend)
+    watch = watching(Tokens())
+    watch.begin()
+    fast(torch.ones(2))
+    assert not compiled_calls
+    del watch
+    gc.collect()
+    fast(torch.ones(2))
+    assert compiled_calls
+    torch._dynamo.reset()
+
+
 def test_a_compiled_model_runs_sampled_steps_eagerly_and_the_others_compiled() -> None:
+    gc.collect()  # a watch that another test let go of within a step
     compiled_calls = []
 
     def backend(graph: Any, example_inputs: Any) -> Any:
