@@ -317,7 +317,10 @@ def test_a_watch_let_go_of_within_a_step_lets_models_be_compiled_again() -> None
 
 
 def test_a_compiled_model_runs_sampled_steps_eagerly_and_the_others_compiled() -> None:
-    gc.collect()  # a watch that another test let go of within a step
+    # What other tests compiled, or left within a step, is theirs.
+    gc.collect()
+    torch._dynamo.reset()
+    torch.compiler.set_stance("default")
     compiled_calls = []
 
     def backend(graph: Any, example_inputs: Any) -> Any:
