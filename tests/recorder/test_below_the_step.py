@@ -297,7 +297,11 @@ def test_bfloat16_agrees_with_float64_within_its_precision(autocast: bool) -> No
         assert distance < 0.1, name
 
 
-def test_a_watch_let_go_of_within_a_step_lets_models_be_compiled_again() -> None:
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_steps_that_overlap_leave_torch_compile_as_it_was(first_ends_first: bool) -> None:
+    # What other tests left within a step is theirs.
+    gc.collect()
+    torch._dynamo.reset()
     compiled_calls = []
 
     def backend(graph: Any, example_inputs: Any) -> Any:
@@ -305,11 +309,16 @@ def test_a_watch_let_go_of_within_a_step_lets_models_be_compiled_again() -> None
         return graph.forward
 
     fast = torch.compile(lambda x: x + 1, backend=backend)
-    watch = watching(Tokens())
-    watch.begin()
+    watches = [watching(Tokens()), watching(Tokens())]
+    for watch in watches:
+        watch.begin()
+    del watch
+    fast(torch.ones(2))
+    del watches[0 if first_ends_first else 1]
+    gc.collect()
     fast(torch.ones(2))
     assert not compiled_calls
-    del watch
+    del watches[0]
     gc.collect()
     fast(torch.ones(2))
     assert compiled_calls
@@ -320,7 +329,6 @@ def test_a_compiled_model_runs_sampled_steps_eagerly_and_the_others_compiled() -
     # What other tests compiled, or left within a step, is theirs.
     gc.collect()
     torch._dynamo.reset()
-    torch.compiler.set_stance("default")
     compiled_calls = []
 
     def backend(graph: Any, example_inputs: Any) -> Any:
